@@ -1,0 +1,51 @@
+"""Every error that Paceline raises on purpose.
+
+PacelineError
+├── SpecError            the manifest is wrong (exit code 2)
+├── LaunchError          the process's environment is not one that Paceline made
+├── UsageError           the script uses the API in a way that cannot work
+│   └── ModelMismatch    this worker's model or optimizer is not the one the others train
+├── ProtocolError        a peer sent something that is not a valid frame; its connection ends
+├── PeerLost             a peer went away or did not answer in time: this process is a victim
+└── ReplayError          a recorded run does not fit this one
+"""
+
+
+class PacelineError(Exception):
+    """The root of them all."""
+
+
+class SpecError(PacelineError):
+    """The manifest is wrong; `problems` says where and how to mend it."""
+
+    def __init__(self, problems: "list[str]") -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class LaunchError(PacelineError):
+    """The environment names a training but is incomplete or contradicts itself."""
+
+
+class UsageError(PacelineError):
+    """The training script asks for something that cannot work."""
+
+
+class ModelMismatch(UsageError):
+    """The model or optimizer differs from the one that the other workers train."""
+
+
+class ProtocolError(PacelineError):
+    """A peer sent bytes that are not a frame of this training; `reason` is a stable label for metrics."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PeerLost(PacelineError):
+    """Another process went away or did not answer within its limit."""
+
+
+class ReplayError(PacelineError):
+    """The recorded run and this one do not fit together."""

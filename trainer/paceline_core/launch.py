@@ -1,0 +1,135 @@
+"""The launch contract: what a process must be told to take its part, and its form as environment variables.
+
+The local runner and the operator write it; servers and workers read it. Nothing else passes between them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from paceline_core.errors import LaunchError
+from paceline_core.spec import Topology, TrainingSpec
+
+PREFIX = "PACELINE_"
+
+
+class Role(StrEnum):
+    """What a process is in its training."""
+
+    SERVER = "ps"
+    COORDINATOR = "coordinator"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """A straggler made on purpose: `seconds` are added to each forward pass, or `factor` times the computing."""
+
+    seconds: float = 0.0
+    factor: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Slowdown":
+        """Read `30ms`, `0.5s` or `10x`; raises ValueError for anything else."""
+        for suffix, unit in (("ms", 1e-3), ("s", 1.0)):
+            if text.endswith(suffix) and _is_number(text.removesuffix(suffix)):
+                return cls(seconds=float(text.removesuffix(suffix)) * unit)
+        if text.endswith("x") and _is_number(text[:-1]) and float(text[:-1]) >= 1:
+            return cls(factor=float(text[:-1]))
+        raise ValueError(f"{text!r} is not a slowdown: write a time added to each step (30ms, 0.5s) or a factor (10x)")
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything one process is told. Addresses are `host:port`, or `fd:N` for a listening socket it inherits."""
+
+    role: Role
+    ordinal: int
+    training: str
+    training_id: str  # 32 hexadecimal digits, new for every run
+    spec: TrainingSpec
+    servers: tuple[str, ...]  # one for each shard; the coordinator's alone for AllReduce
+    incarnation: int = 0  # counts the restarts of this replica
+    listen: str = "127.0.0.1:0"  # servers: where to accept workers
+    metrics: str = "127.0.0.1:0"  # where to serve /metrics (and, on server 0, /status)
+    tls: str | None = None  # folder with ca.pem, cert.pem, key.pem for this role; None with transport Insecure
+    output: str | None = None  # folder for weights, logs of arrivals and of steps
+    termination_log: str | None = None  # file for the reason of a failure, as in Kubernetes
+    replay: str | None = None  # arrival log to follow
+    slowdown: str | None = None  # for example 30ms or 10x
+    extra: Mapping[str, str] = field(default_factory=dict)  # further variables, passed through
+
+    @property
+    def name(self) -> str:
+        """The replica's name, for example worker-2."""
+        return f"{self.role}-{self.ordinal}"
+
+    @property
+    def world_size(self) -> int:
+        """How many workers there are."""
+        return self.spec.workers.replicas
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables to start the process with."""
+        texts: dict[str, str | None] = {
+            "ROLE": str(self.role),
+            "ORDINAL": str(self.ordinal),
+            "TRAINING": self.training,
+            "TRAINING_ID": self.training_id,
+            "SPEC": self.spec.model_dump_json(by_alias=True, exclude_defaults=True),
+            "SERVERS": ",".join(self.servers),
+            "INCARNATION": str(self.incarnation),
+            "LISTEN": self.listen,
+            "METRICS": self.metrics,
+            "TLS": self.tls,
+            "OUTPUT": self.output,
+            "TERMINATION_LOG": self.termination_log,
+            "REPLAY": self.replay,
+            "SLOWDOWN": self.slowdown,
+        }
+        return {PREFIX + k: v for k, v in texts.items() if v is not None} | dict(self.extra)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Launch | None":
+        """The launch that the environment describes; None when it names no training. Raises LaunchError."""
+        if PREFIX + "ROLE" not in environment:
+            return None
+        try:
+            get = {k.removeprefix(PREFIX): v for k, v in environment.items() if k.startswith(PREFIX)}.get
+            launch = cls(
+                role=Role(environment[PREFIX + "ROLE"]),
+                ordinal=int(environment[PREFIX + "ORDINAL"]),
+                training=environment[PREFIX + "TRAINING"],
+                training_id=environment[PREFIX + "TRAINING_ID"],
+                spec=TrainingSpec.model_validate(json.loads(environment[PREFIX + "SPEC"])),
+                servers=tuple(environment[PREFIX + "SERVERS"].split(",")),
+                incarnation=int(get("INCARNATION", "0")),
+                listen=get("LISTEN", "127.0.0.1:0"),
+                metrics=get("METRICS", "127.0.0.1:0"),
+                tls=get("TLS"),
+                output=get("OUTPUT"),
+                termination_log=get("TERMINATION_LOG"),
+                replay=get("REPLAY"),
+                slowdown=get("SLOWDOWN"),
+            )
+            if len(bytes.fromhex(launch.training_id)) != 16:
+                raise ValueError(f"{PREFIX}TRAINING_ID must be 32 hexadecimal digits")
+        except KeyError as error:
+            raise LaunchError(f"{PREFIX}ROLE is set but {error.args[0]} is not: start the script with Paceline") from None
+        except ValueError as error:
+            raise LaunchError(f"the {PREFIX}* variables are not ones that Paceline wrote: {error}") from error
+        return launch
+
+
+def replicas(spec: TrainingSpec) -> tuple[tuple[Role, int], ...]:
+    """The processes of a training, servers first: (role, ordinal)."""
+    if spec.topology is Topology.ALL_REDUCE:
+        first = [(Role.COORDINATOR, 0)]
+    else:
+        first = [(Role.SERVER, i) for i in range(spec.server.replicas)]
+    return tuple(first + [(Role.WORKER, i) for i in range(spec.workers.replicas)])
