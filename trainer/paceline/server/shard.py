@@ -1,0 +1,115 @@
+"""One shard's tensors: its slices of the parameters, their optimizer, and a gradient buffer for each worker.
+
+The unit is the bucket: gradients are summed in worker order, divided by their number, and stepped with the user's own
+optimizer class, bucket by bucket, so that a bucket is still in the processor's cache when the next pass reads it.
+Each slice of a parameter is a tensor of its own, so every kernel sees what it would see in one process.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from paceline.signature import Signature, TensorInfo
+from paceline_core.buckets import Bucket
+from paceline_core.errors import UsageError
+
+# Optimizers that treat each element by itself: only these give the same result on slices of a tensor.
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    c.__name__: c for c in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
+}  # fmt: skip
+
+
+def memory(tensor: torch.Tensor) -> memoryview:
+    """A contiguous CPU tensor's bytes, shared."""
+    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+
+
+class Bytes:
+    """The memory of one bucket, seen whole and by slice."""
+
+    def __init__(self, bucket: Bucket, infos: Sequence[TensorInfo]) -> None:
+        self.raw = torch.zeros(bucket.nbytes, dtype=torch.uint8)
+        self.view = memory(self.raw)
+        self.slices = []
+        for cut in bucket.slices:
+            dtype = getattr(torch, infos[cut.parameter].dtype)
+            end = cut.offset + (cut.stop - cut.start) * dtype.itemsize
+            self.slices.append(self.raw[cut.offset : end].view(dtype))
+
+
+class Push:
+    """What came with a worker's COMMIT, next to the gradients in its buffer."""
+
+    def __init__(self, absent: Sequence[int] = (), settings: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.absent = frozenset(absent)  # parameters that received no gradient
+        self.settings = settings  # of each parameter group, the learning rate among them
+
+
+class Shard:
+    """The tensors of one parameter server."""
+
+    def __init__(self, signature: Signature, ordinal: int, shards: int, bucket_bytes: int) -> None:
+        self.signature, self.ordinal = signature, ordinal
+        self.buckets = signature.plan(shards, bucket_bytes)[ordinal].buckets
+        self.parameters = [Bytes(b, signature.parameters) for b in self.buckets]
+        self.leaves = [[torch.nn.Parameter(s) for s in b.slices] for b in self.parameters]
+        self.optimizers = [self._optimizer(b, leaves) for b, leaves in zip(self.buckets, self.leaves, strict=True)]
+        self._gradients: dict[int, list[Bytes]] = {}
+
+    def gradients(self, worker: int) -> list[Bytes]:
+        """The worker's buffer: its gradients on the way in, and its copy of the parameters on the way out."""
+        if worker not in self._gradients:
+            self._gradients[worker] = [Bytes(b, self.signature.parameters) for b in self.buckets]
+        return self._gradients[worker]
+
+    def forget(self, worker: int) -> None:
+        """Free the buffer of a worker that has left."""
+        self._gradients.pop(worker, None)
+
+    def update(self, index: int, pushes: Mapping[int, Push], factor: float) -> None:
+        """Apply the mean of the workers' gradients to one bucket; `factor` multiplies the learning rate.
+
+        As in one process, a parameter for which nobody has a gradient is left alone, optimizer state included.
+        """
+        workers = sorted(pushes)
+        for position, (cut, leaf) in enumerate(zip(self.buckets[index].slices, self.leaves[index], strict=True)):
+            parts = [
+                self.gradients(w)[index].slices[position] for w in workers if cut.parameter not in pushes[w].absent
+            ]
+            leaf.grad = _mean(parts, len(workers)) if parts else None
+        optimizer = self.optimizers[index]
+        for group in optimizer.param_groups:
+            group.update(pushes[workers[0]].settings[group["index"]])
+            group["lr"] = group["lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def copy_for(self, worker: int, index: int) -> None:
+        """Keep one bucket of the parameters, as they are now, in the worker's buffer."""
+        self.gradients(worker)[index].raw.copy_(self.parameters[index].raw)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every slice of the parameters, named `index:start`."""
+        return {
+            f"{cut.parameter}:{cut.start}": piece
+            for bucket, held in zip(self.buckets, self.parameters, strict=True)
+            for cut, piece in zip(bucket.slices, held.slices, strict=True)
+        }
+
+    def _optimizer(self, bucket: Bucket, leaves: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        groups: dict[int, list[torch.nn.Parameter]] = {}
+        for cut, leaf in zip(bucket.slices, leaves, strict=True):
+            groups.setdefault(self.signature.groups[cut.parameter], []).append(leaf)
+        kind = OPTIMIZERS.get(self.signature.optimizer)
+        if kind is None:
+            raise UsageError(f"optimizer {self.signature.optimizer} is not one of {', '.join(OPTIMIZERS)}")
+        settings = self.signature.settings
+        return kind([{**settings[i], "params": leaves, "index": i} for i, leaves in groups.items()])
+
+
+def _mean(parts: list[torch.Tensor], count: int) -> torch.Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total.add_(part)
+    return total.div_(count) if count > 1 else total

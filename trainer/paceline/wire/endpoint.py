@@ -1,0 +1,74 @@
+"""Where processes meet: listening, connecting, and who the peer's certificate says it is."""
+
+import socket
+import ssl
+import time
+from pathlib import Path
+
+from paceline.wire.channel import Channel
+from paceline_core.errors import PeerLost, ProtocolError
+
+RETRY_SECONDS = 0.05
+HANDSHAKE_SECONDS = 10.0
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket for `host:port`, or the inherited one named by `fd:N`."""
+    if address.startswith("fd:"):
+        return socket.socket(fileno=int(address[3:]))
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=512)
+
+
+def connect(address: str, training: bytes, peer: str, tls: str | None, patience: float, timeout: float) -> Channel:
+    """Connect to `host:port`, trying again for `patience` seconds. Raises PeerLost."""
+    host, _, port = address.rpartition(":")
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            raw = socket.create_connection((host, int(port)), timeout=HANDSHAKE_SECONDS)
+            return Channel(_client_side(raw, tls), training, peer, timeout)
+        except ssl.SSLCertVerificationError as error:
+            raise PeerLost(f"{peer} at {address} has no certificate of this training: {error.verify_message}") from error
+        except OSError as error:
+            if time.monotonic() > limit:
+                raise PeerLost(f"cannot reach {peer} at {address} after {patience:g} s: {error}") from error
+            time.sleep(RETRY_SECONDS)
+
+
+def accept(raw: socket.socket, training: bytes, tls: ssl.SSLContext | None) -> tuple[Channel, str | None]:
+    """Make a channel of an accepted connection; with TLS, also the role its certificate names. Raises ProtocolError."""
+    raw.settimeout(HANDSHAKE_SECONDS)
+    if tls is None:
+        return Channel(raw, training, "a peer", HANDSHAKE_SECONDS), None
+    try:
+        secure = tls.wrap_socket(raw, server_side=True)
+        certificate = secure.getpeercert() or {}
+        names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+        return Channel(secure, training, "a peer", HANDSHAKE_SECONDS), str(names[0]).removesuffix(".paceline")
+    except (OSError, IndexError) as error:
+        raw.close()
+        raise ProtocolError("no_credential", f"TLS handshake failed: {error}") from error
+
+
+def server_context(folder: str) -> ssl.SSLContext:
+    """TLS 1.3 for a listener that takes only peers with a certificate of this training."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return _with_credentials(context, folder)
+
+
+def _client_side(raw: socket.socket, folder: str | None) -> socket.socket:
+    if folder is None:
+        return raw
+    context = _with_credentials(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), folder)
+    return context.wrap_socket(raw, server_hostname="server.paceline")
+
+
+def _with_credentials(context: ssl.SSLContext, folder: str) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0 if context.protocol == ssl.PROTOCOL_TLS_SERVER else context.num_tickets
+    context.load_verify_locations(Path(folder, "ca.pem"))
+    context.load_cert_chain(Path(folder, "cert.pem"), Path(folder, "key.pem"))
+    return context
