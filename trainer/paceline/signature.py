@@ -6,7 +6,9 @@ from typing import Any
 
 from paceline_core.buckets import Parameter, Shard, plan
 
-ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1,
+              "uint8": 1, "bool": 1, "complex64": 8, "complex128": 16}  # fmt: skip
+TRAINABLE = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class TensorInfo:
         for size in self.shape:
             count *= size
         return count
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.numel * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paceline.server.shard import Push, Shard
@@ -40,14 +40,15 @@ class Executor:
     that a slow reader neither sees a mixture of versions nor makes anyone wait.
     """
 
-    def __init__(self, shard: Shard, live: bool) -> None:
+    def __init__(self, shard: Shard, live: bool, observe: Callable[[int, float], None]) -> None:
         self.shard, self.live = shard, live
+        self._observe = observe  # version and duration of each update
         self.pushes: dict[int, Push] = {}  # complete, not yet applied
         self.outcomes: dict[int, Outcome] = {}  # the last of each worker
         self.incoming: dict[int, bytes] = {}  # the buffers (as of BatchNorm) that worker 0 sent with a push
+        self.frozen = b""
         self.statics = b""
         self.version = 0
-        self.apply_seconds: list[float] = []
         self.failure: Exception | None = None
         self._orders: queue.SimpleQueue[Sequence[Action] | None] = queue.SimpleQueue()
         self._news = threading.Condition()
@@ -113,6 +114,7 @@ class Executor:
                 case Reply() if not self._decided(action.worker, action.incarnation, action.step):
                     self._send_current(action.worker, self._accept(action))
                 case Admit():
+                    self.pushes.pop(action.worker, None)  # of its earlier incarnation
                     self._send_current(action.worker, Outcome(action.incarnation, 0, True, action.version))
                 case Reject():
                     rejected = Outcome(
@@ -139,7 +141,7 @@ class Executor:
             self._hand_out(answered, index)
             self._advance(progress)
         self.version = action.version
-        self.apply_seconds.append(time.perf_counter() - started)
+        self._observe(action.version, time.perf_counter() - started)
 
     def _send_current(self, worker: int, outcome: Outcome) -> None:
         outcome.statics = self.statics

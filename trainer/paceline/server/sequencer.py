@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paceline_core import strategy
+from paceline_core.errors import ProtocolError
 from paceline_core.replay import Entry, entries
 from paceline_core.strategy import Action, Event, Joined, Left, Pushed
 
@@ -109,6 +110,22 @@ def to_wire(event: Event, actions: Sequence[Action]) -> dict[str, Any]:
 def from_wire(order: dict[str, Any]) -> tuple[Event, list[Action]]:
     """Read an order."""
     return _unpack(order["event"]), [_unpack(a) for a in order["actions"]]
+
+
+def event_to_wire(event: Event) -> dict[str, Any]:
+    """An event, as JSON."""
+    return _pack(event)
+
+
+def event_from_wire(value: dict[str, Any]) -> Joined | Pushed:
+    """Read an event. Raises ProtocolError."""
+    try:
+        event = _unpack(value)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError("bad_payload", f"not an event: {error}") from error
+    if not isinstance(event, Joined | Pushed):
+        raise ProtocolError("bad_payload", "neither a push nor a join")
+    return event
 
 
 def _pack(item: Event | Action) -> dict[str, Any]:

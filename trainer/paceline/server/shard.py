@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from paceline.signature import Signature, TensorInfo
+from paceline.memory import Bytes
+from paceline.signature import Signature
 from paceline_core.buckets import Bucket
 from paceline_core.errors import UsageError
 
@@ -18,24 +19,6 @@ from paceline_core.errors import UsageError
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     c.__name__: c for c in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
 }  # fmt: skip
-
-
-def memory(tensor: torch.Tensor) -> memoryview:
-    """A contiguous CPU tensor's bytes, shared."""
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
-
-
-class Bytes:
-    """The memory of one bucket, seen whole and by slice."""
-
-    def __init__(self, bucket: Bucket, infos: Sequence[TensorInfo]) -> None:
-        self.raw = torch.zeros(bucket.nbytes, dtype=torch.uint8)
-        self.view = memory(self.raw)
-        self.slices = []
-        for cut in bucket.slices:
-            dtype = getattr(torch, infos[cut.parameter].dtype)
-            end = cut.offset + (cut.stop - cut.start) * dtype.itemsize
-            self.slices.append(self.raw[cut.offset : end].view(dtype))
 
 
 class Push:

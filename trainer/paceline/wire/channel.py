@@ -1,5 +1,6 @@
 """A channel: one connection that carries frames. Blocking, used by one thread at a time."""
 
+import select
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ class Channel:
     def __init__(self, connection: socket.socket, training: bytes, peer: str, timeout: float) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         connection.settimeout(timeout)
         self.connection, self.training, self.peer, self.timeout = connection, training, peer, timeout
         self.sent = self.received = 0  # payload bytes
@@ -51,8 +54,13 @@ class Channel:
         """Send a control frame."""
         self.send(header, (memoryview(to_json(value)),))
 
-    def header(self) -> Header:
-        """Receive the next header. Raises EOFError when the peer closed between two frames."""
+    def header(self, idle: bool = False) -> Header:
+        """Receive the next header; with `idle`, wait for it as long as the peer lives.
+
+        Raises EOFError when the peer closed between two frames.
+        """
+        if idle:
+            self._await_first_byte()
         self._fill(self._header, at_start=True)
         header = Header.unpack(self._header)
         if header.training != self.training:
@@ -65,6 +73,14 @@ class Channel:
             raise ProtocolError("bad_size", f"{header.kind.name} of {header.nbytes} bytes, {len(target)} expected")
         self._fill(target)
         self.received += header.nbytes
+
+    def skip(self, header: Header) -> None:
+        """Receive the payload of `header` and drop it."""
+        scratch, left = memoryview(bytearray(min(1 << 20, header.nbytes))), header.nbytes
+        while left:
+            part = scratch[: min(left, len(scratch))]
+            self._fill(part)
+            left -= len(part)
 
     def json(self, header: Header) -> dict[str, Any]:
         """Receive the payload of a control frame."""
@@ -94,6 +110,16 @@ class Channel:
         except OSError:
             pass  # it is gone already
         self.connection.close()
+
+    def _await_first_byte(self) -> None:
+        if isinstance(self.connection, ssl.SSLSocket) and self.connection.pending():
+            return
+        try:
+            poll = select.poll()
+            poll.register(self.connection, select.POLLIN)
+            poll.poll()
+        except (OSError, ValueError) as error:
+            raise PeerLost(f"the connection to {self.peer} was closed") from error
 
     def _fill(self, target: memoryview, at_start: bool = False) -> None:
         done, receive = 0, self.connection.recv_into

@@ -1,0 +1,26 @@
+"""Tensors as bytes: what leaves and arrives on the wire, without copies."""
+
+from collections.abc import Sequence
+
+import torch
+
+from paceline.signature import TensorInfo
+from paceline_core.buckets import Bucket
+
+
+def memory(tensor: torch.Tensor) -> memoryview:
+    """A contiguous CPU tensor's bytes, shared."""
+    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+
+
+class Bytes:
+    """The memory of one bucket, seen whole and by slice."""
+
+    def __init__(self, bucket: Bucket, infos: Sequence[TensorInfo]) -> None:
+        self.raw = torch.zeros(bucket.nbytes, dtype=torch.uint8)
+        self.view = memory(self.raw)
+        self.slices = []
+        for cut in bucket.slices:
+            dtype = getattr(torch, infos[cut.parameter].dtype)
+            end = cut.offset + (cut.stop - cut.start) * dtype.itemsize
+            self.slices.append(self.raw[cut.offset : end].view(dtype))

@@ -1,0 +1,101 @@
+"""The roll: the model that the workers agree on, and which of them are here, have left or were lost."""
+
+import threading
+import time
+from collections import Counter
+
+from paceline.signature import Signature
+from paceline_core.errors import ModelMismatch, PacelineError, PeerLost
+
+GRACE_SECONDS = 10.0  # to come back after the last connection broke
+
+
+class Roll:
+    """Membership, for every thread; `changed` is notified of each change."""
+
+    def __init__(self, world_size: int, patience: float) -> None:
+        self.world_size, self.patience = world_size, patience
+        self.signature: Signature | None = None  # worker 0's
+        self.failure: Exception | None = None
+        self.here: set[int] = set()  # workers that ever connected
+        self.left: set[int] = set()
+        self.lost: set[int] = set()
+        self.changed = threading.Condition()
+        self._open: Counter[int] = Counter()  # connections of each worker
+        self._gone: dict[int, float] = {}  # when a worker's last connection broke
+
+    def agree(self, worker: int, signature: Signature) -> Signature:
+        """Compare a worker's model with worker 0's, waiting for it. Raises ModelMismatch, PeerLost."""
+        with self.changed:
+            if worker == 0 and self.signature is None:
+                self.signature = signature
+                self.changed.notify_all()
+            known = self.changed.wait_for(lambda: self.signature is not None or self.failure is not None, self.patience)
+            if self.failure is not None:
+                raise self.failure
+            if not known or self.signature is None:
+                raise PeerLost(f"waited {self.patience:g} s for worker-0, which never called paceline.distribute()")
+            difference = self.signature.difference(signature)
+        if difference:
+            raise ModelMismatch(f"worker-{worker} trains another model than worker-0: {difference}")
+        return self.signature
+
+    def connected(self, worker: int) -> None:
+        """A connection of this worker was opened."""
+        with self.changed:
+            self._open[worker] += 1
+            self.here.add(worker)
+            self._gone.pop(worker, None)
+            self.changed.notify_all()
+
+    def disconnected(self, worker: int) -> None:
+        """A connection of this worker ended; the last one starts the time of grace."""
+        with self.changed:
+            self._open[worker] -= 1
+            if self._open[worker] == 0 and worker not in self.left:
+                self._gone[worker] = time.monotonic()
+
+    def leave(self, worker: int) -> None:
+        """This worker is done."""
+        with self.changed:
+            self.left.add(worker)
+            self.changed.notify_all()
+
+    def overdue(self) -> list[int]:
+        """Workers whose time of grace is over; each is named once."""
+        with self.changed:
+            limit = time.monotonic() - GRACE_SECONDS
+            out = [w for w, since in self._gone.items() if since < limit and w not in self.left]
+            for worker in out:
+                del self._gone[worker]
+                self.lost.add(worker)
+            return out
+
+    def fail(self, error: Exception) -> None:
+        """The training has failed: end every wait."""
+        with self.changed:
+            self.failure = self.failure or error
+            self.changed.notify_all()
+
+    def connections(self) -> int:
+        """How many connections are open."""
+        with self.changed:
+            return sum(self._open.values())
+
+    def finished(self) -> bool:
+        """Whether nobody is left to serve. Raises PeerLost when all were lost."""
+        with self.changed:
+            gone = self.left | self.lost
+            if len(gone) == self.world_size and not self.left:
+                raise PeerLost("every worker was lost")
+            return len(gone) == self.world_size
+
+    def missing(self) -> list[str]:
+        """Names of the workers that never came."""
+        with self.changed:
+            return [f"worker-{w}" for w in range(self.world_size) if w not in self.here]
+
+
+def lost(worker: int) -> PacelineError:
+    """The error that ends a synchronous training when a worker does not come back."""
+    return PeerLost(f"worker-{worker} was lost: its connections broke and it did not come back in {GRACE_SECONDS:g} s")
