@@ -120,7 +120,9 @@ class Launch:
             if len(bytes.fromhex(launch.training_id)) != 16:
                 raise ValueError(f"{PREFIX}TRAINING_ID must be 32 hexadecimal digits")
         except KeyError as error:
-            raise LaunchError(f"{PREFIX}ROLE is set but {error.args[0]} is not: start the script with Paceline") from None
+            raise LaunchError(
+                f"{PREFIX}ROLE is set but {error.args[0]} is not: start the script with Paceline"
+            ) from None
         except ValueError as error:
             raise LaunchError(f"the {PREFIX}* variables are not ones that Paceline wrote: {error}") from error
         return launch

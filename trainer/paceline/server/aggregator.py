@@ -116,7 +116,9 @@ class Aggregator:
             self.workers[worker].state = state
             self.workers[worker].total_steps = total_steps or self.workers[worker].total_steps
 
-    def applied(self, version: int, delays: Mapping[int, int], arrivals: Mapping[int, float] | None) -> dict[int, float]:
+    def applied(
+        self, version: int, delays: Mapping[int, int], arrivals: Mapping[int, float] | None
+    ) -> dict[int, float]:
         """An update was decided; `arrivals` of its pushes when it was a round of all. Gives each worker's lag."""
         with self._lock:
             self.version = version

@@ -75,7 +75,9 @@ class Executor:
 
         def found() -> bool:
             last = self.outcomes.get(worker)
-            return self.failure is not None or (last is not None and (last.incarnation, last.step) == (incarnation, step))
+            return self.failure is not None or (
+                last is not None and (last.incarnation, last.step) == (incarnation, step)
+            )
 
         with self._news:
             decided = self._news.wait_for(found, timeout)

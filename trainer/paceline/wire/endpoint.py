@@ -30,7 +30,9 @@ def connect(address: str, training: bytes, peer: str, tls: str | None, patience:
             raw = socket.create_connection((host, int(port)), timeout=HANDSHAKE_SECONDS)
             return Channel(_client_side(raw, tls), training, peer, timeout)
         except ssl.SSLCertVerificationError as error:
-            raise PeerLost(f"{peer} at {address} has no certificate of this training: {error.verify_message}") from error
+            raise PeerLost(
+                f"{peer} at {address} has no certificate of this training: {error.verify_message}"
+            ) from error
         except OSError as error:
             if time.monotonic() > limit:
                 raise PeerLost(f"cannot reach {peer} at {address} after {patience:g} s: {error}") from error

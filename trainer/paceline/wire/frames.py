@@ -71,17 +71,23 @@ class Header:
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> "Header":
         """Read a header. Raises ProtocolError for a wrong magic, version or kind, or too large a control frame."""
-        magic, wire_version, kind, flags, training, worker, incarnation, step, version, bucket, nbytes = LAYOUT.unpack(data)
+        magic, wire_version, kind, flags, training, worker, incarnation, step, version, bucket, nbytes = LAYOUT.unpack(
+            data
+        )
         if magic != MAGIC:
             raise ProtocolError("bad_magic", "the peer does not speak Paceline's protocol")
         if wire_version != WIRE_VERSION:
-            raise ProtocolError("bad_version", f"the peer speaks wire version {wire_version}, this process {WIRE_VERSION}")
+            raise ProtocolError(
+                "bad_version", f"the peer speaks wire version {wire_version}, this process {WIRE_VERSION}"
+            )
         try:
             kind = Kind(kind)
         except ValueError:
             raise ProtocolError("bad_kind", f"frame of unknown kind {kind}") from None
         if kind not in BULK and nbytes > CONTROL_LIMIT:
-            raise ProtocolError("too_large", f"a {kind.name} frame of {nbytes} bytes; at most {CONTROL_LIMIT} are allowed")
+            raise ProtocolError(
+                "too_large", f"a {kind.name} frame of {nbytes} bytes; at most {CONTROL_LIMIT} are allowed"
+            )
         return cls(kind, training, worker, incarnation, step, version, bucket, nbytes, flags)
 
 
