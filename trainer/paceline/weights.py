@@ -27,6 +27,19 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     os.replace(temporary, path)
 
 
+def statics(signature: Signature, frozen: bytes, buffers: bytes) -> dict[str, torch.Tensor]:
+    """Frozen parameters and buffers from the bytes that worker 0 sent, by name."""
+    found = {}
+    for infos, data in ((signature.frozen, frozen), (signature.buffers, buffers)):
+        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        start = 0
+        for info in infos:
+            piece = raw[start : start + info.nbytes].clone()
+            found[info.name] = piece.view(getattr(torch, info.dtype)).view(info.shape)
+            start += info.nbytes
+    return found
+
+
 def merge(folder: Path) -> str:
     """Write weights.safetensors from the shards' files and remove them; gives the SHA-256 of what is there.
 

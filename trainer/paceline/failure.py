@@ -1,0 +1,30 @@
+"""The failure file: why this process died, for the runner and, as the termination message, for Kubernetes."""
+
+import json
+import traceback
+from pathlib import Path
+
+from paceline_core.errors import PeerLost
+
+TRACEBACK_LIMIT = 3000  # characters; Kubernetes keeps 4096 bytes of a termination message
+
+
+def describe(error: BaseException) -> dict[str, str | bool]:
+    """The error as the failure file holds it; `victim` when this process died because of another."""
+    text = "".join(traceback.format_exception(error))
+    return {
+        "kind": type(error).__name__,
+        "message": str(error)[:TRACEBACK_LIMIT],
+        "traceback": text[-TRACEBACK_LIMIT:],
+        "victim": isinstance(error, PeerLost),
+    }
+
+
+def write(error: BaseException, path: str | None) -> None:
+    """Write the failure file, if the launch names one. It tells the reason: a full disk must not hide it."""
+    if path is None:
+        return
+    try:
+        Path(path).write_text(json.dumps(describe(error)))
+    except OSError as problem:
+        error.add_note(f"the failure file could not be written: {problem}")

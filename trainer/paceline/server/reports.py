@@ -1,0 +1,61 @@
+"""What workers tell about their steps, and how they say goodbye."""
+
+from collections.abc import Callable
+from typing import Any
+
+from paceline.metrics import ServerMetrics
+from paceline.server.aggregator import Aggregator
+from paceline.server.roll import Roll
+from paceline.signature import Signature
+from paceline.wire.channel import Channel
+from paceline.wire.frames import Header, Kind
+from paceline_core.errors import ProtocolError
+
+
+class Reports:
+    """Serves the report connection of every worker, on shard 0 or the coordinator."""
+
+    def __init__(
+        self, roll: Roll, aggregator: Aggregator, metrics: ServerMetrics, left: Callable[[int, int], None]
+    ) -> None:
+        self._roll, self._aggregator, self._metrics, self._left = roll, aggregator, metrics, left
+
+    def serve(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
+        """Serve one worker until it leaves."""
+        try:
+            signature = Signature.from_json(asked["signature"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError("bad_payload", f"a HELLO without a signature: {error}") from error
+        worker = hello.worker
+        self._roll.connected(worker)
+        try:
+            self._roll.agree(worker, signature)
+            self._aggregator.state(worker, "training", asked.get("total_steps"))
+            channel.send_json(Header(Kind.READY, channel.training), {})
+            self._listen(channel, worker)
+        finally:
+            self._roll.disconnected(worker)
+
+    def _listen(self, channel: Channel, worker: int) -> None:
+        while True:
+            header = channel.header(idle=True)
+            value = channel.json(header)
+            if header.kind is Kind.REPORT:
+                self._count(worker, value)
+            elif header.kind is Kind.LEAVE:
+                self._aggregator.state(worker, "finished")
+                channel.send_json(Header(Kind.READY, channel.training), {})
+                self._left(worker, header.incarnation)
+                self._roll.leave(worker)
+            else:
+                raise ProtocolError("unexpected", f"{header.kind.name} on a report connection")
+
+    def _count(self, worker: int, value: dict[str, Any]) -> None:
+        try:
+            lags = self._aggregator.report(worker, list(value["rows"]), dict(value["reported"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError("bad_payload", f"a REPORT that cannot be read: {error}") from error
+        for who, lag in lags.items():
+            self._metrics.lag.labels(**self._metrics.labels, worker=str(who)).inc(lag)
+        if self._aggregator.topology == "AllReduce":
+            self._metrics.version.set(self._aggregator.version)
