@@ -12,7 +12,9 @@ PacelineError
 
 
 class PacelineError(Exception):
-    """The root of them all."""
+    """The root of them all; `from_peer` marks one that another process reported."""
+
+    from_peer = False
 
 
 class SpecError(PacelineError):

@@ -10,16 +10,10 @@ from typing import Any
 
 import torch
 
+from paceline import optimizers
 from paceline.memory import Bytes
 from paceline.signature import Signature
 from paceline_core.buckets import Bucket
-from paceline_core.errors import UsageError
-
-# Optimizers that treat each element by itself: only these give the same result on slices of a tensor.
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    c.__name__: c for c in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
-}  # fmt: skip
-
 
 class Push:
     """What came with a worker's COMMIT, next to the gradients in its buffer."""
@@ -84,11 +78,11 @@ class Shard:
         groups: dict[int, list[torch.nn.Parameter]] = {}
         for cut, leaf in zip(bucket.slices, leaves, strict=True):
             groups.setdefault(self.signature.groups[cut.parameter], []).append(leaf)
-        kind = OPTIMIZERS.get(self.signature.optimizer)
-        if kind is None:
-            raise UsageError(f"optimizer {self.signature.optimizer} is not one of {', '.join(OPTIMIZERS)}")
         settings = self.signature.settings
-        return kind([{**settings[i], "params": leaves, "index": i} for i, leaves in groups.items()])
+        return optimizers.build(
+            self.signature.optimizer,
+            [{**settings[i], "params": leaves, "index": i} for i, leaves in groups.items()],
+        )
 
 
 def _mean(parts: list[torch.Tensor], count: int) -> torch.Tensor:

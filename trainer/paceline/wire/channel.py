@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.wire.frames import HEADER_BYTES, Header, Kind, from_json, to_json
+from paceline_core import errors
 from paceline_core.errors import PeerLost, ProtocolError
 
 SENDMSG_LIMIT = 512  # buffers for one sendmsg; Linux takes 1024
@@ -168,11 +169,12 @@ def _send_vector(connection: socket.socket, pieces: list[memoryview]) -> None:
             pieces[first] = pieces[first][sent:]
 
 
-def remote_error(payload: Mapping[str, Any]) -> Exception:
+def remote_error(payload: Mapping[str, Any]) -> errors.PacelineError:
     """The exception that a peer's ERROR frame stands for."""
-    import paceline_core.errors as errors
-
-    kind = getattr(errors, str(payload.get("kind")), PeerLost)
+    kind = getattr(errors, str(payload.get("kind")), None)
     message = str(payload.get("message", "the peer reported an error"))
     known = isinstance(kind, type) and issubclass(kind, errors.PacelineError)
-    return kind(message) if known and kind not in (ProtocolError, errors.SpecError) else PeerLost(message)
+    takes_text = known and kind not in (ProtocolError, errors.SpecError)
+    error: errors.PacelineError = kind(message) if takes_text and kind else PeerLost(message)
+    error.from_peer = True
+    return error
