@@ -17,7 +17,18 @@ from paceline_core.errors import UsageError
 
 Place = tuple[int, int]  # shard, bucket
 Send = Callable[[int, int, list[memoryview]], None]
-Stamp = tuple[int, int] | None  # identity and version of a gradient; None when there is none
+
+
+class Stamp:
+    """A gradient and its version counter. Holds the gradient, so that no other can take its identity."""
+
+    def __init__(self, gradient: torch.Tensor | None) -> None:
+        self.gradient = gradient
+        self._version = 0 if gradient is None else gradient._version
+
+    def same(self, other: "Stamp") -> bool:
+        """Whether the gradient is unchanged."""
+        return self.gradient is other.gradient and self._version == other._version
 
 
 class Gradients:
@@ -47,13 +58,13 @@ class Gradients:
         stamps = [self._stamp(i) for i in range(len(self._parameters))]
         for place, bucket in self._buckets.items():
             sent = self._sent.get(place)
-            if sent == [stamps[c.parameter] for c in bucket.slices]:
+            if sent and all(a.same(stamps[c.parameter]) for a, c in zip(sent, bucket.slices, strict=True)):
                 continue
             if sent is not None:
                 self.overlap = False
             self._send(*place, self._pieces(bucket))
         self._reset()
-        return [i for i, stamp in enumerate(stamps) if stamp is None]
+        return [i for i, stamp in enumerate(stamps) if stamp.gradient is None]
 
     def _reset(self) -> None:
         self._sent: dict[Place, list[Stamp]] = {}
@@ -76,8 +87,7 @@ class Gradients:
         return ready
 
     def _stamp(self, index: int) -> Stamp:
-        gradient = self._parameters[index].grad
-        return None if gradient is None else (id(gradient), gradient._version)
+        return Stamp(self._parameters[index].grad)
 
     def _pieces(self, bucket: Bucket) -> list[memoryview]:
         """The bucket's bytes, straight from the gradients' memory, with zeros between and for what is absent."""
