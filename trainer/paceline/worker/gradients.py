@@ -5,7 +5,6 @@ the step. Every gradient's identity and version counter are kept with it and com
 sent again before the push is committed. After the first wrong guess buckets wait for the step.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,9 +34,15 @@ class Gradients:
     """The gradients of this worker, cut into the buckets of the plan."""
 
     def __init__(
-        self, parameters: Sequence[torch.Tensor], signature: Signature, plan: Sequence[Shard], send: Send, overlap: bool
+        self,
+        parameters: Sequence[torch.Tensor],
+        signature: Signature,
+        plan: Sequence[Shard],
+        send: Send,
+        on_ready: Callable[[], None],
+        overlap: bool,
     ) -> None:
-        self._parameters, self._signature, self._send = parameters, signature, send
+        self._parameters, self._signature, self._send, self._on_ready = parameters, signature, send, on_ready
         self._buckets = {(s.ordinal, b.index): b for s in plan for b in s.buckets}
         self._places: list[list[Place]] = [[] for _ in parameters]
         for place, bucket in self._buckets.items():
@@ -47,7 +52,6 @@ class Gradients:
         largest = max((b.nbytes for b in self._buckets.values()), default=0)
         self._zeros = memoryview(bytes(largest))
         self.overlap, self.paused = overlap, False
-        self.last_ready: float | None = None  # when the last gradient became ready (time.perf_counter)
         self._reset()
         for index, parameter in enumerate(parameters):
             if parameter.requires_grad:
@@ -73,7 +77,7 @@ class Gradients:
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
         def ready(_: torch.Tensor) -> None:
-            self.last_ready = time.perf_counter()
+            self._on_ready()
             if self.paused or not self.overlap:
                 return
             self._flat.pop(index, None)

@@ -19,24 +19,28 @@ class Observer:
         self.clock = clock
         self._slowdown = Slowdown.parse(slowdown) if slowdown else None
         self._own_seconds, self._slept = 0.0, 0.0
-        self.last_ready: float | None = None
+        self.last_ready: float | None = None  # when the last gradient was ready (time.perf_counter)
         model.register_forward_pre_hook(self._forward)
         model.register_forward_hook(self._forward_done)
 
     def step_ended(self, phases: Mapping[str, float]) -> None:
         """Remember how much this worker computed, for a slowdown by a factor."""
         self._own_seconds = max(0.0, sum(phases.get(p, 0.0) for p in OWN) - self._slept)
-        self._slept = 0.0
+        self._slept, self.last_ready = 0.0, None
 
-    def backward_ended(self, last_ready: float | None) -> None:
+    def gradient_ready(self) -> None:
+        """A gradient is ready; the last one of a step ends its backward phase."""
+        self.last_ready = time.perf_counter()
+
+    def backward_ended(self) -> None:
         """End the backward phase at the moment when the last gradient was ready; what came after is the script's."""
-        if self.clock.phase == "backward" and last_ready is not None:
-            self.clock.enter("other", at=last_ready)
+        if self.clock.phase == "backward" and self.last_ready is not None:
+            self.clock.enter("other", at=self.last_ready)
 
     def _forward(self, *_: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        self.backward_ended(self.last_ready)
+        self.backward_ended()
         self.clock.enter("forward")
         if self._slowdown:
             pause = self._slowdown.seconds + (self._slowdown.factor - 1) * self._own_seconds
