@@ -48,4 +48,4 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    return value
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -15,6 +15,7 @@ from paceline.memory import Bytes
 from paceline.signature import Signature
 from paceline_core.buckets import Bucket
 
+
 class Push:
     """What came with a worker's COMMIT, next to the gradients in its buffer."""
 

@@ -1,7 +1,8 @@
 """A worker's session with the parameter servers: join once, then exchange gradients for parameters at each step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Session:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         metrics: WorkerMetrics,
+        clock: PhaseClock,
         total_steps: int | None,
     ) -> None:
         optimizers.check(optimizer)
@@ -43,7 +45,7 @@ class Session:
         self._lanes = self._connect()
         self._buffers = Statics([b for _, b in model.named_buffers()])
         self._version = 0
-        self.clock = PhaseClock()
+        self.clock = clock
         self.observer = Observer(model, self.clock, launch.slowdown)
         self.number = 0  # of the last step
         self.gradients = Gradients(
@@ -68,6 +70,15 @@ class Session:
         self._charge(started, found)
         self._install(found, own_buffers=self.launch.ordinal == 0)
         self._finish(found, ready)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Accumulate gradients: nothing is sent before the step."""
+        self.gradients.paused = True
+        try:
+            yield
+        finally:
+            self.gradients.paused = False
 
     def leave(self) -> None:
         """Say goodbye: this worker is done."""

@@ -45,8 +45,15 @@ class Steps:
         metrics.last_step.set(now)
         self._reporter.row(
             {
-                "step": number, "version": last.version, "time": now, "latency": latency, "wall": wall,
-                "phases": phases, "staleness": last.staleness, "accepted": last.accepted, "reason": last.reason,
+                "step": number,
+                "version": last.version,
+                "time": now,
+                "latency": latency,
+                "wall": wall,
+                "phases": phases,
+                "staleness": last.staleness,
+                "accepted": last.accepted,
+                "reason": last.reason,
             }  # fmt: skip
         )
 

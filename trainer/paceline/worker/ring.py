@@ -1,0 +1,135 @@
+"""All-reduce: torch's DistributedDataParallel reduces; Paceline brings the workers together and measures.
+
+In a synchronous ring every worker shows the same step time: the slow one is the one that waits least. A worker's wait
+is the time from its last own gradient to the end of backward, when the sum of all is there.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from paceline import weights
+from paceline.metrics import WorkerMetrics
+from paceline.worker.clock import PhaseClock
+from paceline.worker.describe import describe, trained_parameters
+from paceline.worker.observer import Observer
+from paceline.worker.reporter import Reporter
+from paceline.worker.steps import LastStep, Steps
+from paceline.worker.store import WireStore
+from paceline_core.launch import Launch
+
+
+class Replica(DistributedDataParallel):
+    """DistributedDataParallel that reads like the model in it: its attributes, and its names in the state dict."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own state dict, without the prefix `module.`."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the model's own state dict."""
+        return self.module.load_state_dict(state_dict, *args, **kwargs)
+
+
+class Ring:
+    """One worker's part in the ring."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        metrics: WorkerMetrics,
+        clock: PhaseClock,
+        total_steps: int | None,
+    ) -> None:
+        self.launch, self.clock, self._inner = launch, clock, model
+        self.reporter = Reporter(launch, describe(model, optimizer), total_steps, metrics.loss.set)
+        self.observer = Observer(model, clock, launch.slowdown)
+        self._steps = Steps(metrics, self.reporter, clock, self.observer)
+        self._number = 0
+        parameters = trained_parameters(optimizer)
+        self._bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        device = parameters[0].device
+        self._store = _join(launch, device)
+        self.model = Replica(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            bucket_cap_mb=launch.spec.gradients.bucket_mib,
+        )
+        self.model.register_forward_pre_hook(self._forward)
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda _: self.observer.gradient_ready())
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+        clock.end_step()
+
+    @property
+    def last(self) -> LastStep | None:
+        """What came of the last step."""
+        return self._steps.last
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate gradients without reducing them."""
+        context: AbstractContextManager[None] = self.model.no_sync()
+        return context
+
+    def leave(self) -> None:
+        """Write the weights (worker 0), and say goodbye."""
+        if self.launch.ordinal == 0 and self.launch.output:
+            tensors = {k: v for k, v in self._inner.state_dict().items() if isinstance(v, torch.Tensor)}
+            weights.save(tensors, Path(self.launch.output, weights.FILE))
+        self.reporter.leave()
+        dist.destroy_process_group()
+        self._store.close()
+
+    def _forward(self, *_: Any) -> None:
+        if torch.is_grad_enabled():
+            self.observer.backward_ended()
+            self.clock.enter("wait")  # for worker 0's buffers; the model's own forward comes next
+
+    def _before_step(self, *_: Any) -> None:
+        if self.clock.phase == "backward" and self.observer.last_ready is not None:
+            self.clock.enter("wait", at=self.observer.last_ready)
+        self.clock.enter("apply")
+
+    def _after_step(self, *_: Any) -> None:
+        now = time.perf_counter()
+        ready = self.observer.last_ready or now
+        self._number += 1
+        shares = 2 * (self.launch.world_size - 1) / self.launch.world_size  # of the gradients, as in a ring
+        for direction in ("sent", "received"):
+            self._steps.count_bytes(direction, int(self._number * self._bytes * shares))
+        self._steps.finish(self._number, LastStep(self._number, 0, True, ""), latency=now - ready)
+
+
+def _join(launch: Launch, device: torch.device) -> WireStore:
+    backend = launch.spec.all_reduce.backend if launch.spec.all_reduce else "Auto"
+    if backend == "Auto":
+        backend = "NCCL" if device.type == "cuda" else "Gloo"
+    if launch.servers[0].startswith("127.0.0.1:"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = WireStore(launch)
+    dist.init_process_group(
+        backend.lower(),
+        store=store,
+        rank=launch.ordinal,
+        world_size=launch.world_size,
+        timeout=timedelta(seconds=launch.spec.gradients.timeout_seconds),
+    )
+    return store

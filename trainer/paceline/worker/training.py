@@ -1,0 +1,95 @@
+"""The training that this process takes part in: what stands behind the public functions."""
+
+import atexit
+import sys
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from paceline import failure
+from paceline.metrics import WorkerMetrics
+from paceline.web import serve
+from paceline.worker.clock import PhaseClock
+from paceline.worker.patch import replace_step
+from paceline.worker.ring import Ring
+from paceline.worker.session import Session
+from paceline.worker.steps import LastStep
+from paceline_core.errors import UsageError
+from paceline_core.launch import Launch
+from paceline_core.spec import OnStale, Strategy, Topology
+
+
+class Training:
+    """One worker's training, from the first call of the API to the end of the script."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch, self.clock = launch, PhaseClock()
+        self._registry = CollectorRegistry()
+        self._metrics = WorkerMetrics(self._registry, launch.training, launch.ordinal)
+        self._side: Session | Ring | None = None
+        self._failed = False
+        self._answered = 0  # rejections for which the batch was repeated, by step
+        server = launch.spec.server
+        asynchronous = launch.spec.topology is not Topology.ALL_REDUCE and server.strategy is Strategy.ASYNCHRONOUS
+        self._repeats = asynchronous and server.staleness.on_stale is OnStale.RECOMPUTE
+        self._web = serve(launch.metrics, self._registry)
+        self._excepthook, sys.excepthook = sys.excepthook, self._crashed
+        atexit.register(self._leave)
+
+    def begin(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, total_steps: int | None
+    ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Join the training with this model and optimizer. Raises UsageError when called twice."""
+        if self._side is not None:
+            raise UsageError("paceline.distribute() was called before: a training has one model and one optimizer")
+        if not any(group["params"] for group in optimizer.param_groups):
+            raise UsageError("the optimizer has no parameters to train")
+        if self.launch.spec.topology is Topology.ALL_REDUCE:
+            ring = Ring(self.launch, model, optimizer, self._metrics, self.clock, total_steps)
+            self._side = ring
+            return ring.model, optimizer
+        session = Session(self.launch, model, optimizer, self._metrics, self.clock, total_steps)
+        self._side = session
+        replace_step(optimizer, session.step)
+        return model, optimizer
+
+    def count_samples(self, count: int) -> None:
+        """So many samples were handed out."""
+        self._metrics.samples.inc(count)
+
+    def repeat_batch(self) -> bool:
+        """Whether the batch just handed out was rejected as stale, and is to be computed again."""
+        last = self.last_step()
+        if not self._repeats or last is None or last.accepted or last.reason != "stale":
+            return False
+        number = self._side.number if isinstance(self._side, Session) else 0
+        repeat, self._answered = number != self._answered, number
+        return repeat
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Pass values on to the live table and the run's log."""
+        if self._side is None:
+            raise UsageError("call paceline.distribute() before paceline.report()")
+        self._side.reporter.report(values)
+
+    def last_step(self) -> LastStep | None:
+        """What came of the last step."""
+        return self._side.last if self._side else None
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate gradients without sending them."""
+        if self._side is None:
+            raise UsageError("call paceline.distribute() before paceline.no_sync()")
+        return self._side.no_sync()
+
+    def _crashed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._failed = True
+        failure.write(error, self.launch.termination_log)
+        self._excepthook(kind, error, trace)
+
+    def _leave(self) -> None:
+        if self._side is not None and not self._failed:
+            self._side.leave()
