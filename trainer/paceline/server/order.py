@@ -94,5 +94,5 @@ class Leader:
             launch.spec.gradients.timeout_seconds,
         )  # fmt: skip
         channel.send_json(Header(Kind.HELLO, training, worker=launch.ordinal), {"role": "server", "channel": name})
-        channel.expect(Kind.READY)
+        channel.control(Kind.READY)
         return channel

@@ -54,6 +54,7 @@ class ParameterService:
         self.followers = Followers(self._sequencer, self.fail)
         self.reports = Reports(self.roll, self.aggregator, self.metrics, self._left)
         self.leader: Leader | None = None
+        self._orders_over = threading.Event()  # nothing more will come from shard 0
         handlers = {"lane": self.lanes.serve}
         if self.first:
             handlers |= {
@@ -67,7 +68,9 @@ class ParameterService:
         """Serve until every worker has left, then write the weights. Raises what made the training fail."""
         web = serve(self.launch.metrics, self.registry, self.aggregator.status if self.first else None)
         self.door.open()
-        if not self.first:
+        if self.first:
+            self._orders_over.set()
+        else:
             self.leader = Leader(self.launch, self._follow)
             threading.Thread(target=self._listen, name="orders", daemon=True).start()
         try:
@@ -94,6 +97,7 @@ class ParameterService:
             for worker in self.roll.overdue():
                 self._lost(worker)
             if self.roll.finished():
+                self._orders_over.wait(FAREWELL_SECONDS)
                 return
             self.metrics.connected.set(self.roll.connections())
 
@@ -206,6 +210,8 @@ class ParameterService:
         except (PacelineError, EOFError) as error:
             if not self.roll.finished():
                 self.fail(PeerLost(f"ps-0 was lost: {error}"))
+        finally:
+            self._orders_over.set()
 
 
 def _machine(launch: Launch) -> Machine:

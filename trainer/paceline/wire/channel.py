@@ -104,6 +104,10 @@ class Channel:
             raise ProtocolError("unexpected", f"{self.peer} sent {header.kind.name}; expected {kinds[0].name}")
         return header
 
+    def control(self, kind: Kind) -> dict[str, Any]:
+        """Receive a control frame of `kind`, as `expect` does, and give its payload."""
+        return self.json(self.expect(kind))
+
     def close(self) -> None:
         """End the connection; waiting calls of other threads return with PeerLost."""
         try:

@@ -145,7 +145,7 @@ class Lane:
         hello = replace(commit.header, kind=Kind.HELLO)
         asked = {"role": "worker", "channel": "lane", "lane": self.number, "signature": self._signature.to_json()}
         channel.send_json(hello, asked)
-        ready = channel.json(channel.expect(Kind.READY))
+        ready = channel.control(Kind.READY)
         self._initialised = bool(ready.get("initialised"))
         return channel
 

@@ -59,7 +59,7 @@ class Reporter:
         if self._channel:
             try:
                 self._channel.send_json(self._header(Kind.LEAVE), {})
-                self._channel.expect(Kind.READY)
+                self._channel.control(Kind.READY)
             except PacelineError as error:
                 log.warning("could not say goodbye: %s", error)
             self._channel.close()
@@ -72,7 +72,7 @@ class Reporter:
         )  # fmt: skip
         asked = {"role": "worker", "channel": "report", "signature": self._signature.to_json()}
         channel.send_json(self._header(Kind.HELLO), {**asked, "total_steps": self._total})
-        channel.expect(Kind.READY)
+        channel.control(Kind.READY)
         channel.patience(LIMIT_SECONDS)
         return channel
 

@@ -27,7 +27,7 @@ class WireStore(dist.Store):
             launch.servers[0], training, "coordinator-0", launch.tls, self._seconds, self._seconds + MARGIN_SECONDS
         )
         self._channel.send_json(self._header(Kind.HELLO), {"role": "worker", "channel": "store"})
-        self._channel.expect(Kind.READY)
+        self._channel.control(Kind.READY)
 
     def set(self, key: str, value: str | bytes) -> None:
         """Set a key."""
@@ -70,7 +70,7 @@ class WireStore(dist.Store):
     def _ask(self, value: Mapping[str, Any]) -> Any:
         with self._lock:
             self._channel.send_json(self._header(Kind.STORE), value)
-            return self._channel.json(self._channel.expect(Kind.VALUE)).get("value")
+            return self._channel.control(Kind.VALUE).get("value")
 
     def _header(self, kind: Kind) -> Header:
         return Header(kind, bytes.fromhex(self._launch.training_id), self._launch.ordinal, self._launch.incarnation)
