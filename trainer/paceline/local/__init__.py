@@ -1,0 +1,1 @@
+"""Runs a training on this machine: one process for each replica, as a cluster would run one pod."""

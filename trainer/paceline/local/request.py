@@ -1,0 +1,149 @@
+"""What is to be run, and every reason not to begin that can be known before."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from paceline import manifest
+from paceline_core.errors import SpecError
+from paceline_core.launch import Role, Slowdown
+from paceline_core.spec import TRAINER_CONTAINER, Container, DistributedTraining, Strategy, Topology
+
+ARRIVALS = "arrivals-ps-0.csv"
+MANIFEST = "manifest.yaml"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One `paceline run`."""
+
+    file: Path
+    training: DistributedTraining
+    folder: Path
+    replay: Path | None = None
+    slow: dict[int, str] = field(default_factory=dict)  # worker -> slowdown
+    port: int = 0  # first port of the servers; 0: any
+    metrics_port: int = 0  # first port for metrics; 0: any
+
+    @property
+    def container(self) -> Container:
+        """The container whose command each worker runs."""
+        containers = self.training.spec.workers.template.spec.containers
+        return next(c for c in containers if c.name == TRAINER_CONTAINER)
+
+    @property
+    def command(self) -> list[str]:
+        """Program and arguments."""
+        return [*self.container.command, *self.container.args]
+
+    @property
+    def working_folder(self) -> Path:
+        """Where the workers run."""
+        return Path(self.container.working_dir or ".").resolve()
+
+
+def check(request: Request) -> None:
+    """Raise SpecError with everything that keeps the training from beginning."""
+    spec, wrong = request.training.spec, []
+    if spec.checkpoint is not None:
+        wrong.append("spec.checkpoint: this version cannot save checkpoints; remove the field")
+    if spec.run_policy.suspend:
+        wrong.append("spec.runPolicy.suspend: the training is suspended; set it to false to run it")
+    wrong += _command_problems(request)
+    for worker in request.slow:
+        if worker >= spec.workers.replicas:
+            wrong.append(f"--slow worker-{worker}: there are only {spec.workers.replicas} workers, from worker-0")
+    if request.replay is not None:
+        wrong += _replay_problems(request, request.replay)
+    if wrong:
+        raise SpecError([f"{request.file}: {text}" for text in wrong])
+
+
+def cluster_only(training: DistributedTraining) -> list[str]:
+    """Fields that are set but mean nothing on one machine."""
+    spec, out = training.spec, []
+    policy = spec.run_policy.model_fields_set
+    for name, field_name in (
+        ("backoff_limit", "backoffLimit"),
+        ("ttl_seconds_after_finished", "ttlSecondsAfterFinished"),
+        ("clean_pod_policy", "cleanPodPolicy"),
+    ):
+        if name in policy:
+            out.append(f"spec.runPolicy.{field_name}")
+    if spec.server.template is not None:
+        out.append("spec.parameterServer.template")
+    if len(spec.workers.template.spec.containers) > 1:
+        out.append("further containers of spec.workers.template")
+    return out
+
+
+def parse_slow(texts: Sequence[str]) -> dict[int, str]:
+    """Read `worker-2=30ms`. Raises SpecError."""
+    slow = {}
+    for text in texts:
+        name, _, amount = text.partition("=")
+        number = name.removeprefix(f"{Role.WORKER}-")
+        if name == number or not number.isdigit():
+            raise SpecError([f"--slow {text}: write the worker's name and a slowdown, as in worker-2=30ms"])
+        try:
+            Slowdown.parse(amount)
+        except ValueError as error:
+            raise SpecError([f"--slow {text}: {error}"]) from None
+        slow[int(number)] = amount
+    return slow
+
+
+def search_path() -> str:
+    """PATH for the workers: this environment's programs first, so that `python` is the one that has Paceline."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _command_problems(request: Request) -> list[str]:
+    where = "spec.workers.template.spec.containers: trainer"
+    folder, command = request.working_folder, request.command
+    if not folder.is_dir():
+        return [f"{where}: workingDir {folder} does not exist"]
+    program = shutil.which(command[0], path=search_path())
+    if program is None and not (folder / command[0]).is_file():
+        return [f"{where}: there is no program {command[0]!r}"]
+    if not Path(command[0]).name.startswith("python"):
+        return []
+    arguments = command[1:]
+    while arguments and arguments[0].startswith("-") and arguments[0] not in ("-m", "-c"):
+        arguments = arguments[1:]
+    if arguments[:1] == ["-m"] and len(arguments) > 1 and not _has_module(arguments[1], folder):
+        return [f"{where}: there is no module {arguments[1]!r}"]
+    if arguments and not arguments[0].startswith("-") and not (folder / arguments[0]).is_file():
+        return [f"{where}: there is no script {arguments[0]!r} in {folder}"]
+    return []
+
+
+def _has_module(name: str, folder: Path) -> bool:
+    """Whether `python -m name` would find it, without importing anything."""
+    path: list[str] | None = [str(folder), *sys.path]
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, path)
+        if spec is None:
+            return False
+        path = list(spec.submodule_search_locations or [])
+    return True
+
+
+def _replay_problems(request: Request, run: Path) -> list[str]:
+    spec = request.training.spec
+    if spec.topology is not Topology.PARAMETER_SERVER or spec.server.strategy is not Strategy.ASYNCHRONOUS:
+        return ["--replay: only Asynchronous runs need it; the others give the same weights each time"]
+    if not (run / ARRIVALS).is_file() or not (run / MANIFEST).is_file():
+        return [f"--replay {run}: is not the folder of a run (it has no {ARRIVALS} or no {MANIFEST})"]
+    recorded = manifest.read(run / MANIFEST)
+    if recorded.spec != spec:
+        return [f"--replay {run}: was made with another specification (compare {run / MANIFEST})"]
+    result = run / "result.json"
+    if not result.is_file() or json.loads(result.read_text()).get("result") != "Succeeded":
+        return [f"--replay {run}: did not succeed, so there is no whole run to follow"]
+    return []
