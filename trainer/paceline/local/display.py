@@ -164,9 +164,7 @@ def table(status: Status) -> Table:
 
 def note(worker: Mapping[str, Any]) -> str:
     """What is to be said about a worker."""
-    verdicts = [
-        f"{v} {worker['lag_share']:.0%}" if v == "makes the others wait" else v for v in worker["verdicts"]
-    ]
+    verdicts = [f"{v} {worker['lag_share']:.0%}" if v == "makes the others wait" else v for v in worker["verdicts"]]
     state = [worker["state"]] if worker["state"] in ("waiting", "lost") else []
     return ", ".join(state + verdicts)
 

@@ -31,7 +31,9 @@ def write_credentials(folder: Path, training: str) -> None:
         _write_role(folder / role, role, authority, key)
 
 
-def _write_role(folder: Path, role: str, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey) -> None:
+def _write_role(
+    folder: Path, role: str, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey
+) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if role == "server":
