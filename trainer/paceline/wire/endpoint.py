@@ -58,6 +58,7 @@ def server_context(folder: str) -> ssl.SSLContext:
     """TLS 1.3 for a listener that takes only peers with a certificate of this training."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # connections are long; nobody resumes a session
     return _with_credentials(context, folder)
 
 
@@ -70,7 +71,6 @@ def _client_side(raw: socket.socket, folder: str | None) -> socket.socket:
 
 def _with_credentials(context: ssl.SSLContext, folder: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0 if context.protocol == ssl.PROTOCOL_TLS_SERVER else context.num_tickets
     context.load_verify_locations(Path(folder, "ca.pem"))
     context.load_cert_chain(Path(folder, "cert.pem"), Path(folder, "key.pem"))
     return context
