@@ -16,8 +16,15 @@ def describe(error: BaseException) -> dict[str, str | bool]:
         "kind": type(error).__name__,
         "message": str(error)[:TRACEBACK_LIMIT],
         "traceback": text[-TRACEBACK_LIMIT:],
-        "victim": isinstance(error, PeerLost),
+        "victim": isinstance(error, PeerLost) or _broken_ring(error),
     }
+
+
+def _broken_ring(error: BaseException) -> bool:
+    """Whether torch.distributed complains that another process has gone; it has no exception of its own for gloo."""
+    text = str(error)
+    gone = any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
+    return isinstance(error, RuntimeError) and gone and ("gloo" in text or "nccl" in text.lower())
 
 
 def write(error: BaseException, path: str | None) -> None:

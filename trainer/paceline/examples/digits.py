@@ -47,16 +47,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=16, help="images in each worker's step")
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--momentum", type=float, default=0.9)
     options = parser.parse_args()
 
     torch.manual_seed(0)
     train, test = data()
     model = network()
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, nesterov=True)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=options.momentum)
     batches = paceline.shard(DataLoader(train, batch_size=options.batch_size, shuffle=True, drop_last=True))
     steps = options.epochs * len(batches)
     model, optimizer = paceline.distribute(model, optimizer, total_steps=steps)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=options.lr, total_steps=steps, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.05, 1 - step / steps))
 
     for epoch in range(options.epochs):
         for images, labels in batches:

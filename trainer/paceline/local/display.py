@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 PLAIN_SECONDS = 5.0  # between two lines of progress when the output is not a terminal
+PLAIN_WIDTH = 132  # columns of the final table then
 Status = Mapping[str, Any]
 
 
@@ -42,7 +43,9 @@ class Text:
     """For people: a live table on a terminal, lines otherwise."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False)
+        if not self._console.is_terminal:
+            self._console = Console(highlight=False, width=PLAIN_WIDTH)
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._last: Status | None = None
@@ -92,7 +95,7 @@ class Text:
         self._end_live()
         if self._last and any(w["step"] for w in self._last["workers"]):
             self._print("")
-            self._console.print(table(self._last))
+            self._console.print(table(self._last, final=True))
         self._print("")
         for line in summary(result):
             self._print(escape(line))
@@ -104,7 +107,7 @@ class Text:
 
     def _print(self, text: str) -> None:
         with self._lock:
-            self._console.print(text)
+            self._console.print(text, soft_wrap=True)
 
 
 class Json:
@@ -143,11 +146,11 @@ class Json:
             sys.stdout.flush()
 
 
-def table(status: Status) -> Table:
+def table(status: Status, final: bool = False) -> Table:
     """The workers, one row each."""
     title = f"{status['training']}: {status['strategy']}, {status['version']} updates"
     eta = eta_seconds(status)
-    if eta:
+    if eta and not final:
         title += f", about {_time(eta)} left"
     out = Table(title=title, title_justify="left", expand=False)
     for name in ("worker", "step", "loss", "step time", "gradient latency", "lag", "staleness", "rejected", "note"):

@@ -36,6 +36,12 @@ class Replica(DistributedDataParallel):
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
 
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """The model's output; without gradients (a test by one worker alone) nobody else takes part."""
+        if not torch.is_grad_enabled():
+            return self.module(*inputs, **kwargs)
+        return super().forward(*inputs, **kwargs)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own state dict, without the prefix `module.`."""
         return self.module.state_dict(*args, **kwargs)
