@@ -1,0 +1,52 @@
+# Paceline. `make help` lists what there is.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help run test check bench docs format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Paceline needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "making the environment in $(VENV): PyTorch is large, this takes one to three minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+run: $(READY) ## train the digits example: 2 servers, 4 workers
+	@$(BIN)/paceline run manifests/examples/digits.yaml
+	@echo
+	@echo "try next:"
+	@echo "  $(BIN)/paceline run manifests/examples/digits.yaml --slow worker-2=30ms   # who makes whom wait"
+	@echo "  $(BIN)/paceline run manifests/examples/digits-async.yaml                  # nobody waits"
+	@echo "  $(BIN)/paceline run manifests/examples/language.yaml                      # 51 MB of parameters"
+	@echo "  docs/tutorial.md                                                        # your own script"
+
+test: $(READY) ## every test
+	@$(BIN)/pytest
+
+check: $(READY) ## format, lint, types, layers, generated files, fast tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate_reference.py --check
+	@$(BIN)/pytest -m "not slow"
+
+bench: $(READY) ## measure against baselines; writes benchmarks/RESULTS.md (needs iperf3 for one of them)
+	@$(BIN)/python -m benchmarks
+
+docs: $(READY) ## write docs/reference.md anew from the specification
+	@$(BIN)/python docs/generate_reference.py
+
+format: $(READY) ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## remove what make and the tests made; results in runs/ are kept
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
