@@ -36,7 +36,7 @@ class Problem:
 def problems(data: Any) -> list[Problem]:
     """Everything that is wrong with the manifest; empty when it is a DistributedTraining."""
     try:
-        DistributedTraining.model_validate(data)
+        DistributedTraining.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         return [_problem(dict(e)) for e in error.errors(include_url=False)]
     return []
@@ -47,7 +47,7 @@ def training(data: Any) -> DistributedTraining:
     found = problems(data)
     if found:
         raise SpecError([str(p) for p in found])
-    return DistributedTraining.model_validate(data)
+    return DistributedTraining.model_validate(data, by_alias=True, by_name=False)
 
 
 def _problem(error: Mapping[str, Any]) -> Problem:

@@ -1,0 +1,90 @@
+"""Real runs of `paceline run` on scripts written for a test."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Run = Callable[..., "Outcome"]
+
+
+@dataclass
+class Outcome:
+    """What came of `paceline run`."""
+
+    code: int
+    output: str
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.folder / "result.json").read_text())
+
+
+def manifest(
+    command: list[str], strategy: str = "Synchronous", workers: int = 2, servers: int = 1, **spec: Any
+) -> dict[str, Any]:
+    container = {"name": "trainer", "command": command}
+    whole: dict[str, Any] = {
+        "topology": "ParameterServer",
+        "parameterServer": {"replicas": servers, "strategy": strategy},
+        "workers": {"replicas": workers, "template": {"spec": {"containers": [container]}}},
+        "gradients": {"timeoutSeconds": 30},
+        "runPolicy": {"startTimeoutSeconds": 60, "activeDeadlineSeconds": 100},
+    }
+    if strategy == "AllReduce":
+        whole["topology"] = "AllReduce"
+        del whole["parameterServer"]
+    return {
+        "apiVersion": "paceline.dev/v1alpha1",
+        "kind": "DistributedTraining",
+        "metadata": {"name": "test"},
+        "spec": whole | spec,
+    }
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(file: Path, folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "paceline.cli", "run", str(file), "--run-dir", str(folder), *arguments]
+
+
+def write(tmp_path: Path, script: str, asked: dict[str, Any]) -> Path:
+    (tmp_path / "train.py").write_text(textwrap.dedent(script))
+    file = tmp_path / "training.yaml"
+    file.write_text(yaml.safe_dump(asked))
+    return file
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Run a script under a manifest: run(script, strategy=..., workers=..., arguments=[...])."""
+    count = 0
+
+    def go(script: str, *arguments: str, name: str = "run", **asked: Any) -> Outcome:
+        nonlocal count
+        count += 1
+        folder = tmp_path / f"{name}-{count}"
+        file = write(tmp_path, script, manifest(["python", "train.py"], **asked))
+        done = subprocess.run(
+            command(file, folder, *arguments),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=110,
+        )
+        return Outcome(done.returncode, done.stdout, folder)
+
+    return go
