@@ -43,7 +43,7 @@ def make(kind):
     model = Net()
     trained = [p for p in model.parameters() if p.requires_grad]
     if kind == "sgd":
-        return model, torch.optim.SGD(trained, lr=0.1, momentum=0.9, nesterov=True), None
+        return model, torch.optim.SGD(trained, lr=0.02, momentum=0.9, nesterov=True), None
     flat, wide = [p for p in trained if p.dim() < 2], [p for p in trained if p.dim() > 1]
     optimizer = torch.optim.AdamW([{"params": wide, "weight_decay": 0.1}, {"params": flat, "lr": 3e-3}], lr=1e-2)
     return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
@@ -100,7 +100,7 @@ def one_process(tmp_path: Path, kind: str, clip: bool) -> dict[str, torch.Tensor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "clip", "overlap"), [("sgd", False, True), ("adamw", False, True), ("sgd", True, True)])
+@pytest.mark.parametrize(("kind", "clip", "overlap"), [("sgd", False, True), ("adamw", False, True), ("sgd", True, True), ("sgd", False, False)])
 def test_parameter_server_equals_one_process(run: Run, tmp_path: Path, kind: str, clip: bool, overlap: bool) -> None:
     gradients = {"bucketMib": 0.03, "connections": 2, "overlap": overlap, "timeoutSeconds": 30}
     outcome = run(script(kind, clip), workers=WORKERS, servers=2, gradients=gradients)
@@ -109,7 +109,7 @@ def test_parameter_server_equals_one_process(run: Run, tmp_path: Path, kind: str
     expected = one_process(tmp_path, kind, clip)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(found[name], tensor), f"{name}: {(found[name] - tensor).abs().max()}"
 
 
 PLAIN_DDP = (
@@ -151,4 +151,4 @@ def test_all_reduce_equals_plain_ddp(run: Run, tmp_path: Path) -> None:
     assert [p.wait(timeout=60) for p in plain] == [0] * WORKERS
     found, expected = load_file(outcome.folder / "weights.safetensors"), load_file(tmp_path / "plain.safetensors")
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(found[name], tensor), f"{name}: {(found[name] - tensor).abs().max()}"

@@ -5,6 +5,7 @@ optimizer class, bucket by bucket, so that a bucket is still in the processor's 
 Each slice of a parameter is a tensor of its own, so every kernel sees what it would see in one process.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,12 +35,14 @@ class Shard:
         self.leaves = [[torch.nn.Parameter(s) for s in b.slices] for b in self.parameters]
         self.optimizers = [self._optimizer(b, leaves) for b, leaves in zip(self.buckets, self.leaves, strict=True)]
         self._gradients: dict[int, list[Bytes]] = {}
+        self._lock = threading.Lock()
 
     def gradients(self, worker: int) -> list[Bytes]:
         """The worker's buffer: its gradients on the way in, and its copy of the parameters on the way out."""
-        if worker not in self._gradients:
-            self._gradients[worker] = [Bytes(b, self.signature.parameters) for b in self.buckets]
-        return self._gradients[worker]
+        with self._lock:  # a worker's lanes may come for it at the same time
+            if worker not in self._gradients:
+                self._gradients[worker] = [Bytes(b, self.signature.parameters) for b in self.buckets]
+            return self._gradients[worker]
 
     def forget(self, worker: int) -> None:
         """Free the buffer of a worker that has left."""

@@ -60,6 +60,7 @@ class Gradients:
     def finish(self) -> list[int]:
         """Send what is not there yet as it now is; gives the parameters that have no gradient."""
         stamps = [self._stamp(i) for i in range(len(self._parameters))]
+        self._flat.clear()  # copies made early may be of gradients that have changed
         for place, bucket in self._buckets.items():
             sent = self._sent.get(place)
             if sent and all(a.same(stamps[c.parameter]) for a, c in zip(sent, bucket.slices, strict=True)):
