@@ -1,0 +1,146 @@
+"""Bad input and failing scripts: the exit code, and what is said."""
+
+import subprocess
+import sys
+import socket
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run, command, environment, manifest, write
+
+SCRIPT = """
+import torch, paceline
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+#SETUP
+model, optimizer = paceline.distribute(model, optimizer)
+#AFTER
+for step in range(30):
+    #STEP
+    optimizer.zero_grad()
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+"""
+
+
+def with_line(mark: str, line: str) -> str:
+    return SCRIPT.replace(f"#{mark}", line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("raise RuntimeError('broken at import')", "RuntimeError: broken at import"),
+        (with_line("STEP", "if step == 10: raise KeyError('at ten')"), "KeyError: 'at ten'"),
+        (with_line("STEP", "if paceline.rank() == 1 and step == 3: raise ValueError('only me')"), "worker-1: ValueError: only me"),
+        (with_line("STEP", "if paceline.rank() == 1 and step == 3: import os; os.kill(os.getpid(), 9)"), "worker-1: was ended by signal SIGKILL"),
+        ("import time; print('hello'); time.sleep(1)", "ended without ever calling paceline.distribute()"),
+        (with_line("AFTER", "paceline.distribute(model, optimizer)"), "UsageError: paceline.distribute() was called before"),
+        (with_line("SETUP", "if paceline.rank() == 1: model = torch.nn.Linear(5, 2); optimizer = torch.optim.SGD(model.parameters(), lr=0.01)"),
+         "ModelMismatch: worker-1 trains another model than worker-0: parameters: weight [2, 5] float32 instead of weight [2, 4] float32"),
+        (with_line("SETUP", "optimizer = torch.optim.Adamax(model.parameters())"), "Adamax cannot run on a parameter server"),
+        (with_line("SETUP", "model(torch.ones(1, 4)).sum().backward(); optimizer = torch.optim.Adam(model.parameters()); optimizer.step()"), "has made steps already"),
+    ],
+)  # fmt: skip
+def test_a_failing_script_is_named_with_its_error(run: Run, script: str, message: str) -> None:
+    outcome = run(script)
+    assert outcome.code == 1, outcome.output
+    assert message in outcome.output
+    assert outcome.result["result"] == "Failed"
+    assert message.rpartition(": ")[2] in outcome.result["error"]["message"]
+
+
+@pytest.mark.slow
+def test_one_worker_that_crashes_in_a_ring_is_named(run: Run) -> None:
+    script = with_line("STEP", "if paceline.rank() == 1 and step == 3: raise ValueError('only me')")
+    outcome = run(script, strategy="AllReduce")
+    assert outcome.code == 1
+    assert "worker-1: ValueError: only me" in outcome.output
+
+
+@pytest.mark.slow
+def test_the_deadline_ends_a_training(run: Run) -> None:
+    outcome = run(with_line("STEP", "import time; time.sleep(60)"), runPolicy={"activeDeadlineSeconds": 4})
+    assert outcome.code == 1
+    assert "spec.runPolicy.activeDeadlineSeconds, 4 s" in outcome.output
+
+
+@pytest.mark.slow
+def test_a_silent_worker_is_named_when_time_is_up(run: Run) -> None:
+    script = with_line("STEP", "import time; time.sleep(60 if paceline.rank() == 1 and step == 3 else 0)")
+    outcome = run(script, gradients={"timeoutSeconds": 2})
+    assert outcome.code == 1
+    assert "waited 2 s for worker-1" in outcome.output
+
+
+def refused(tmp_path: Path, *arguments: str, cmd: list[str] | None = None, **asked: object) -> str:
+    file = write(tmp_path, SCRIPT, manifest(cmd or ["python", "train.py"], **asked))  # type: ignore[arg-type]
+    done = subprocess.run(
+        command(file, tmp_path / "run", *arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True,
+        timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "message"),
+    [
+        ([], {"cmd": ["python", "missing.py"]}, "there is no script 'missing.py'"),
+        ([], {"cmd": ["python", "-m", "no.such.module"]}, "there is no module 'no.such.module'"),
+        ([], {"cmd": ["pythno", "train.py"]}, "there is no program 'pythno'"),
+        ([], {"topology": "Ring"}, "training.yaml:18: spec.topology: 'Ring' is not allowed"),
+        ([], {"wrokers": 1}, "unknown field; did you mean `workers`?"),
+        ([], {"workers": 0}, "spec.workers.replicas: 0 is not allowed"),
+        ([], {"checkpoint": {"everySteps": 10}}, "cannot save checkpoints"),
+        ([], {"runPolicy": {"suspend": True}}, "the training is suspended"),
+        (["--slow", "worker-7=30ms"], {}, "there are only 2 workers"),
+        (["--slow", "worker-1=fast"], {}, "not a slowdown"),
+        (["--slow", "ps-0=1s"], {}, "write the worker's name"),
+        (["--replay", "nothing"], {"strategy": "Asynchronous"}, "is not the folder of a run"),
+        (["--replay", "nothing"], {}, "only Asynchronous runs need it"),
+        (["--port", "70000"], {}, "70000 is not a port"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    tmp_path: Path, arguments: list[str], asked: dict[str, object], message: str
+) -> None:
+    assert message in refused(tmp_path, *arguments, **asked)
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"--port: port {port} is in use" in refused(tmp_path, "--port", str(port))
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    assert "--run-dir" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("[1, 2]", "should hold a DistributedTraining"),
+        ("a: b: c", ":1: not valid YAML"),
+        ("kind: A\nkind: B", ":2: `kind` is there twice"),
+        ("\x00\x01", "not valid YAML"),
+        ("kind: Pod", "kind: 'Pod' is not allowed"),
+    ],
+)
+def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "paceline.cli", "validate", str(file), str(tmp_path / "gone.yaml")],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "gone.yaml: there is no such file" in done.stderr
