@@ -93,7 +93,7 @@ def refused(tmp_path: Path, *arguments: str, cmd: list[str] | None = None, **ask
         ([], {"cmd": ["python", "missing.py"]}, "there is no script 'missing.py'"),
         ([], {"cmd": ["python", "-m", "no.such.module"]}, "there is no module 'no.such.module'"),
         ([], {"cmd": ["pythno", "train.py"]}, "there is no program 'pythno'"),
-        ([], {"topology": "Ring"}, "training.yaml:18: spec.topology: 'Ring' is not allowed"),
+        ([], {"topology": "Ring"}, "training.yaml:14: spec.topology: 'Ring' is not allowed"),
         ([], {"wrokers": 1}, "unknown field; did you mean `workers`?"),
         ([], {"workers": 0}, "spec.workers.replicas: 0 is not allowed"),
         ([], {"checkpoint": {"everySteps": 10}}, "cannot save checkpoints"),

@@ -34,17 +34,14 @@ class Fleet:
         self._metrics: dict[str, socket.socket] = {}
         self._guard: subprocess.Popen[str] | None = None
         self._bind()
+        role, first = self._members[0]
+        self.addresses = {name: ports.address(s) for name, s in self._metrics.items()}  # of each process's metrics
+        self.status_url = f"http://{self.addresses[f'{role}-{first}']}/status"  # tells how far the training is
         self._private = Path(tempfile.mkdtemp(prefix="paceline-"))  # mode 0700
-
-    @property
-    def status_url(self) -> str:
-        """Where server 0 or the coordinator tells how far the training is."""
-        role, ordinal = self._members[0]
-        return f"http://{ports.address(self._metrics[f'{role}-{ordinal}'])}/status"
 
     def metrics(self) -> dict[str, str]:
         """Where each process serves its metrics."""
-        return {name: f"http://{ports.address(s)}/metrics" for name, s in self._metrics.items()}
+        return {name: f"http://{address}/metrics" for name, address in self.addresses.items()}
 
     def start(self, show: ShowLine) -> None:
         """Start the guard, then every process."""

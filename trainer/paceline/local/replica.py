@@ -84,7 +84,9 @@ class Replica:
         try:
             told: dict[str, Any] = json.loads(self._start.failure.read_text())
         except (OSError, ValueError):
-            return {"kind": "", "message": self._end_in_words(), "traceback": self._last_words(), "victim": False}
+            words = self._last_words()
+            last = words.rpartition("\n")[2] if words.startswith("Traceback ") else ""
+            return {"kind": "", "message": last or self._end_in_words(), "traceback": words, "victim": False}
         return told
 
     def _end_in_words(self) -> str:
