@@ -32,6 +32,7 @@ class WorkerRecord:
     total_steps: int | None = None
     rows: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     staleness: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    contended: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))  # staleness while all took part
     applied: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     reported: dict[str, float] = field(default_factory=dict)
@@ -124,7 +125,7 @@ class Aggregator:
             self.version = version
             for worker, delay in delays.items():
                 self.workers[worker].applied += 1
-                self.workers[worker].staleness.append(delay)
+                self._delayed(worker, delay)
             if not arrivals or len(arrivals) < 2:
                 return {}
             now, before = max(arrivals.values()), self._last_round
@@ -138,7 +139,7 @@ class Aggregator:
         """A push was rejected."""
         with self._lock:
             self.workers[worker].rejected[reason] += 1
-            self.workers[worker].staleness.append(delay)
+            self._delayed(worker, delay)
 
     def report(self, worker: int, rows: Sequence[dict[str, Any]], reported: Mapping[str, float]) -> dict[int, float]:
         """A worker's steps since its last report. Gives the lags of the ring rounds that are now complete."""
@@ -182,6 +183,11 @@ class Aggregator:
         if self._file:
             self._file.close()
 
+    def _delayed(self, worker: int, delay: int) -> None:
+        self.workers[worker].staleness.append(delay)
+        if all(r.state == "training" for r in self.workers.values()):
+            self.workers[worker].contended.append(delay)
+
     def _ring(self, worker: int, row: Mapping[str, Any]) -> dict[int, float]:
         waits = self._waits.setdefault(row["step"], {})
         waits[worker] = (row["phases"].get("wait", 0.0), row["wall"])
@@ -223,7 +229,7 @@ class Aggregator:
             return out
         if _stands_out(worker, {w: _own_seconds(r) for w, r in self.workers.items()}, at_least=0.002):
             out.append("slow")
-            if _stands_out(worker, {w: _mean(r.staleness) for w, r in self.workers.items()}, at_least=1.0):
+            if _stands_out(worker, {w: _mean(r.contended) for w, r in self.workers.items()}, at_least=1.0):
                 out.append("stale")
         return out
 
