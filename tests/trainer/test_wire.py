@@ -87,7 +87,7 @@ def send(address: str, data: bytes) -> None:
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
-        except (ConnectionResetError, BrokenPipeError):
+        except OSError:
             pass  # it did not even read to the end
 
 
