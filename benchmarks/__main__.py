@@ -1,0 +1,31 @@
+"""`make bench`: every measurement, printed as it comes and written to benchmarks/RESULTS.md."""
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import goodput, memory, stragglers, steps
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+PARTS = {"memory": memory, "steps": steps, "stragglers": stragglers, "goodput": goodput}
+
+
+def main() -> None:
+    """Run the parts that are named, or all."""
+    machine = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, torch {version('torch')}"
+    text = f"# Measurements\n\n{datetime.now(UTC):%Y-%m-%d}, {machine}. Medians of 3, baselines in the same minutes.\n"
+    for name in sys.argv[1:] or PARTS:
+        part = PARTS[name]
+        text += f"\n## {name}\n\n{part.__doc__}\n\n"
+        print(f"\n{name}: {part.__doc__}")
+        for row in part.rows():
+            print(row, flush=True)
+            text += row + "\n"
+        RESULTS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Memory of a shard above an idle process with torch: parameters, optimizer state, a gradient for each worker, 64 MiB."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from benchmarks.runs import environment, train
+
+MIB = 256
+WORKERS = 2
+
+SCRIPT = """
+import json, os, time, torch, paceline, psutil
+model = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(16 << 18)) for _ in range({mib} // 16)])
+optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+model, optimizer = paceline.distribute(model, optimizer)
+for p in model.parameters():
+    p.grad = torch.ones_like(p)
+for _ in range(4):
+    optimizer.step()
+parent = psutil.Process().parent()
+server = next(p for p in parent.children() if "paceline.server" in p.cmdline())
+status = open(f"/proc/{{server.pid}}/status").read()
+print(json.dumps({{"mib": int(status.split("VmHWM:")[1].split()[0]) / 1024}}))
+"""
+
+
+def rows() -> Iterator[str]:
+    """The table."""
+    idle = subprocess.run(
+        [sys.executable, "-c", "import torch, json; s = open('/proc/self/status').read(); "
+         "print(json.dumps({'mib': int(s.split('VmHWM:')[1].split()[0]) / 1024}))"],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    base = json.loads(idle.stdout)["mib"]
+    peak = train(SCRIPT.format(mib=MIB), WORKERS)[0]["mib"]
+    allowed = MIB * (1 + 2 + WORKERS) + 64
+    yield "| parameters | optimizer | workers | peak above idle | allowed |"
+    yield "|---|---|---|---|---|"
+    yield f"| {MIB} MiB | Adam | {WORKERS} | {peak - base:.0f} MiB | {allowed} MiB |"

@@ -1,0 +1,61 @@
+"""Runs a script under `paceline run` and gives what it prints as JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def environment() -> dict[str, str]:
+    """One thread each, loopback for gloo."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def train(
+    script: str, workers: int, *arguments: str, servers: int = 1, strategy: str = "Synchronous", tls: bool = False
+) -> tuple[dict[str, Any], Path]:
+    """What the script's last line of JSON says (worker 0), and the run folder."""
+    folder = Path(tempfile.mkdtemp(prefix="paceline-bench-"))
+    (folder / "train.py").write_text(textwrap.dedent(script))
+    spec: dict[str, Any] = {
+        "topology": "AllReduce" if strategy == "AllReduce" else "ParameterServer",
+        "workers": {"replicas": workers, "template": {"spec": {"containers": [
+            {"name": "trainer", "command": ["python", "train.py"], "workingDir": str(folder)}]}}},
+        "security": {"transport": "TLS" if tls else "Insecure"},
+    }  # fmt: skip
+    if strategy != "AllReduce":
+        spec["parameterServer"] = {"replicas": servers, "strategy": strategy}
+    if strategy == "Asynchronous":
+        spec["parameterServer"]["asynchronous"] = {"maxStaleness": 64}
+    training = {"apiVersion": "paceline.dev/v1alpha1", "kind": "DistributedTraining", "metadata": {"name": "bench"}}
+    (folder / "bench.yaml").write_text(yaml.safe_dump(training | {"spec": spec}))
+    subprocess.run(
+        [sys.executable, "-m", "paceline.cli", "run", str(folder / "bench.yaml"), "--run-dir", str(folder / "run"), *arguments],
+        env=environment(), check=True, stdout=subprocess.PIPE, timeout=300,
+    )  # fmt: skip
+    return last_json((folder / "run/logs/worker-0.log").read_text()), folder / "run"
+
+
+def processes(script: str, count: int) -> dict[str, Any]:
+    """The same for plain processes: script RANK COUNT FOLDER."""
+    folder = tempfile.mkdtemp(prefix="paceline-bench-")
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    started = [
+        subprocess.Popen([*command, str(rank), str(count), folder], env=environment(), stdout=subprocess.PIPE, text=True)
+        for rank in range(count)
+    ]
+    outputs = [p.communicate(timeout=300)[0] for p in started]
+    return last_json(outputs[0])
+
+
+def last_json(text: str) -> dict[str, Any]:
+    """The last line that is a JSON object."""
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return found
