@@ -85,7 +85,7 @@ def iperf() -> float:
     """One stream over loopback, in Gbit/s."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    server = subprocess.Popen(["iperf3", "-s", "-1", "-p", port], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(["iperf3", "-s", "-1", "-p", port, "--forceflush"], stdout=subprocess.PIPE, text=True)
     assert server.stdout
     server.stdout.readline()
     server.stdout.readline()

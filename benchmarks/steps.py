@@ -38,6 +38,7 @@ PLAIN = """
 import torch.distributed as dist
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", store=dist.FileStore(folder + "/s", world), rank=rank, world_size=world)
+import atexit; atexit.register(dist.destroy_process_group)
 model = torch.nn.parallel.DistributedDataParallel(model)
 """
 
