@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import goodput, memory, stragglers, steps
+from benchmarks import goodput, memory, steps, stragglers
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS = {"memory": memory, "steps": steps, "stragglers": stragglers, "goodput": goodput}

@@ -89,7 +89,9 @@ def iperf() -> float:
     assert server.stdout
     server.stdout.readline()
     server.stdout.readline()
-    done = subprocess.run(["iperf3", "-c", "127.0.0.1", "-p", port, "-t", "2", "-J"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["iperf3", "-c", "127.0.0.1", "-p", port, "-t", "2", "-J"], capture_output=True, text=True, check=True
+    )
     server.communicate()
     return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
 

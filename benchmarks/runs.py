@@ -47,7 +47,9 @@ def processes(script: str, count: int) -> dict[str, Any]:
     folder = tempfile.mkdtemp(prefix="paceline-bench-")
     command = [sys.executable, "-c", textwrap.dedent(script)]
     started = [
-        subprocess.Popen([*command, str(rank), str(count), folder], env=environment(), stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(count), folder], env=environment(), stdout=subprocess.PIPE, text=True
+        )
         for rank in range(count)
     ]
     outputs = [p.communicate(timeout=300)[0] for p in started]

@@ -6,9 +6,10 @@ from enum import EnumType
 from pathlib import Path
 from typing import Any, get_args
 
-from paceline_core.spec import DistributedTraining, PodTemplate
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from paceline_core.spec import DistributedTraining, PodTemplate
 
 TARGET = Path(__file__).with_name("reference.md")
 HEAD = """# Reference of the resource

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from paceline import manifest
 from paceline_core.validation import problems
 

@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paceline_core.buckets import ALIGNMENT, OFFSET_BYTES, Parameter, plan
 
 SIZES = st.lists(st.tuples(st.integers(0, 20_000), st.sampled_from([2, 4, 8])), max_size=12)

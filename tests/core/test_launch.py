@@ -1,6 +1,7 @@
 """The launch contract survives the environment."""
 
 import pytest
+
 from paceline_core.errors import LaunchError
 from paceline_core.launch import Launch, Role, Slowdown, replicas
 from paceline_core.spec import TrainingSpec

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paceline_core.errors import ReplayError
 from paceline_core.replay import Entry, entries, follow
 from paceline_core.strategy import Joined, Knobs, Pushed, Reject, Reply, start

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paceline_core.spec import ParameterServer, Strategy
 from paceline_core.strategies import knobs
 from paceline_core.strategy import Admit, Apply, Joined, Knobs, Left, Pushed, Reject, Repeat, Reply, start

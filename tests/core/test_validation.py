@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from paceline_core.validation import problems
 
 CONTAINER = {"name": "trainer", "command": ["python", "train.py"]}
@@ -20,7 +21,10 @@ def manifest(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"topology": "Ring"}, "spec.topology: 'Ring' is not allowed: input should be 'ParameterServer' or 'AllReduce'"),
+        (
+            {"topology": "Ring"},
+            "spec.topology: 'Ring' is not allowed: input should be 'ParameterServer' or 'AllReduce'",
+        ),
         ({"paramterServer": {}}, "spec.paramterServer: unknown field; did you mean `parameterServer`?"),
         ({"parameterServer": {"replcas": 1}}, "spec.parameterServer.replcas: unknown field; did you mean `replicas`?"),
         ({"run_policy": {}}, "spec.run_policy: unknown field; did you mean `runPolicy`?"),

@@ -100,7 +100,10 @@ def one_process(tmp_path: Path, kind: str, clip: bool) -> dict[str, torch.Tensor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "clip", "overlap"), [("sgd", False, True), ("adamw", False, True), ("sgd", True, True), ("sgd", False, False)])
+@pytest.mark.parametrize(
+    ("kind", "clip", "overlap"),
+    [("sgd", False, True), ("adamw", False, True), ("sgd", True, True), ("sgd", False, False)],
+)
 def test_parameter_server_equals_one_process(run: Run, tmp_path: Path, kind: str, clip: bool, overlap: bool) -> None:
     gradients = {"bucketMib": 0.03, "connections": 2, "overlap": overlap, "timeoutSeconds": 30}
     outcome = run(script(kind, clip), workers=WORKERS, servers=2, gradients=gradients)

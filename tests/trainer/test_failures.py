@@ -1,8 +1,8 @@
 """Bad input and failing scripts: the exit code, and what is said."""
 
+import socket
 import subprocess
 import sys
-import socket
 from pathlib import Path
 
 import pytest

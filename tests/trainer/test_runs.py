@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from paceline.local.guard import members
 
 from .conftest import Run, command, environment, manifest, write

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
+
 from paceline.metrics import WorkerMetrics
 from paceline.server.service import ParameterService
 from paceline.wire.frames import HEADER_BYTES, Header, Kind
@@ -15,7 +17,6 @@ from paceline.worker.clock import PhaseClock
 from paceline.worker.session import Session
 from paceline_core.launch import Launch, Role
 from paceline_core.spec import TrainingSpec
-from prometheus_client import CollectorRegistry
 
 ID = "5a" * 16
 GARBAGE, STEPS = 10_000, 30

@@ -1,6 +1,7 @@
 """Tensors as bytes: what leaves and arrives on the wire, without copies."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,7 +11,10 @@ from paceline_core.buckets import Bucket
 
 def memory(tensor: torch.Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, shared."""
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    if not tensor.numel():
+        return memoryview(b"")
+    array: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 class Bytes:

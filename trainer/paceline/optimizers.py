@@ -9,7 +9,8 @@ from paceline_core.errors import UsageError
 
 # Optimizers that treat each element by itself: only these give the same result on slices of a tensor.
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    c.__name__: c for c in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
+    c.__name__: c
+    for c in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop)
 }  # fmt: skip
 DEVICE_ONLY = {"capturable", "fused"}  # about kernels on the worker's device; the server's are the plain ones
 

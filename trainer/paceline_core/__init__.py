@@ -1,1 +1,1 @@
-"""What a training means: its specification, its rules and its plans. Pure: no tensors, sockets, clock or environment."""
+"""What a training means: its specification, its rules and its plans. Pure: no tensors, sockets or clock."""

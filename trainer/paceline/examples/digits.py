@@ -36,7 +36,7 @@ def accuracy(model: nn.Module, test: TensorDataset) -> float:
     images, labels = test.tensors
     model.eval()
     with torch.no_grad():
-        right = (model(images).argmax(1) == labels).float().mean().item()
+        right: float = (model(images).argmax(1) == labels).float().mean().item()
     model.train()
     return right
 

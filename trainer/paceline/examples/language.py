@@ -42,6 +42,7 @@ class Transformer(nn.Module):
         self.output = nn.Linear(WIDTH, 256, bias=False)
         self.output.weight = self.embedding.weight
         nn.init.normal_(self.embedding.weight, std=0.02)
+        self.mask: torch.Tensor
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
@@ -80,7 +81,8 @@ def main() -> None:
 
     def rate(step: int) -> float:
         done = min(1.0, step / options.steps)
-        return min(1.0, (step + 1) / warm_up) * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        factor: float = min(1.0, (step + 1) / warm_up) * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        return factor
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     step = 0

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 ROUNDS = 20
 ROUND_SECONDS = 0.05
@@ -43,7 +43,7 @@ def members(training_id: str) -> list[int]:
     return found
 
 
-def _kill(how, target):  # type: ignore[no-untyped-def]
+def _kill(how: Callable[[int, int], None], target: int) -> None:
     try:
         how(target, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -132,13 +132,14 @@ class Watch:
     def _never_joined(self) -> dict[str, Any] | None:
         status = self._status
         for replica in self._fleet.replicas:
-            done = replica.is_worker and replica.code() == 0 and replica.ended is not None
-            if done and status and replica.ended < self._polled and replica.ordinal in status["missing"]:
+            if not replica.is_worker or replica.code() != 0 or replica.ended is None or status is None:
+                continue
+            if replica.ended < self._polled and replica.ordinal in status["missing"]:
                 return _own_failure(replica.name, NEVER_JOINED)
         return None
 
     def _servers_linger(self) -> dict[str, Any] | None:
-        ends = [r.ended for r in self._fleet.replicas if r.is_worker and r.code() is not None and r.ended]
+        ends = [r.ended for r in self._fleet.replicas if r.is_worker and r.code() is not None and r.ended is not None]
         workers = sum(r.is_worker for r in self._fleet.replicas)
         if len(ends) == workers and time.monotonic() - max(ends) > SERVER_END_SECONDS:
             names = ", ".join(r.name for r in self._fleet.replicas if r.code() is None)
@@ -149,7 +150,7 @@ class Watch:
         while not self._over.wait(POLL_SECONDS):
             asked = time.monotonic()
             try:
-                with urllib.request.urlopen(self._fleet.status_url, timeout=2) as answer:  # noqa: S310 - our own
+                with urllib.request.urlopen(self._fleet.status_url, timeout=2) as answer:
                     status = json.load(answer)
             except (OSError, ValueError):
                 continue  # not there yet, or gone already

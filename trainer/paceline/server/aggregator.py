@@ -246,7 +246,8 @@ def _stands_out(worker: int, values: Mapping[int, float | None], at_least: float
 def _own_seconds(record: WorkerRecord) -> float | None:
     if len(record.rows) < 5:
         return None
-    return statistics.median(sum(r["phases"].get(p, 0.0) for p in COMPUTING) for r in record.rows)
+    own = [sum(float(r["phases"].get(p, 0.0)) for p in COMPUTING) for r in record.rows]
+    return statistics.median(own)
 
 
 def _mean(values: Sequence[float] | deque[int]) -> float | None:

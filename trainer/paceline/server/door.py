@@ -1,4 +1,4 @@
-"""The door: takes connections, learns who is there, and gives each its own thread. Strangers are counted and sent off."""
+"""The door: takes connections, learns who is there, and gives each its own thread. Strangers are counted."""
 
 import socket
 import threading
@@ -26,7 +26,7 @@ class Door:
         self._training = bytes.fromhex(launch.training_id)
         self._tls = endpoint.server_context(launch.tls) if launch.tls else None
         self._listener = endpoint.listen(launch.listen)
-        self._channels: set[Channel] = set()
+        self._channels: set[Channel | None] = set()
         self._lock = threading.Lock()
         self._refusal: PacelineError | None = None
 
@@ -57,7 +57,8 @@ class Door:
     def _close_channels(self) -> None:
         with self._lock:
             for channel in self._channels:
-                channel.close()
+                if channel:
+                    channel.close()
 
     def _accept(self) -> None:
         while True:
@@ -80,7 +81,7 @@ class Door:
             pass  # its owner decides whether it matters that this connection is gone
         finally:
             with self._lock:
-                self._channels.discard(channel)  # type: ignore[arg-type]
+                self._channels.discard(channel)
             if channel:
                 channel.close()
             raw.close()

@@ -12,6 +12,13 @@ from paceline_core.strategy import Action, Admit, Apply, Reject, Reply
 
 
 @dataclass
+class Progress:
+    """How many buckets are ready to be sent; shared by the workers of one round."""
+
+    ready: int = 0
+
+
+@dataclass
 class Outcome:
     """What a worker's push (or join) has come to. `progress.ready` buckets of the parameters can be sent already."""
 
@@ -22,14 +29,7 @@ class Outcome:
     delay: int = 0
     reason: str = ""
     statics: bytes = b""
-    progress: "Progress" = field(default_factory=lambda: Progress())
-
-
-@dataclass
-class Progress:
-    """How many buckets are ready to be sent; shared by the workers of one round."""
-
-    ready: int = 0
+    progress: Progress = field(default_factory=Progress)
 
 
 class Executor:

@@ -32,16 +32,16 @@ class Followers:
             except PeerLost as error:
                 self._fail(error)
 
-    def serve_orders(self, channel: Channel, hello: Header, _: dict[str, Any]) -> None:
+    def serve_orders(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
         """Keep the connection on which the follower hears."""
-        channel.peer = f"ps-{hello.worker}"
+        channel.peer = f"{asked['role']}-{hello.worker}"
         channel.send_json(Header(Kind.READY, channel.training), {})
         self._orders[hello.worker] = channel
         self._closing.wait()
 
-    def serve_arrivals(self, channel: Channel, hello: Header, _: dict[str, Any]) -> None:
+    def serve_arrivals(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
         """Hear what has arrived on a follower."""
-        channel.peer = f"ps-{hello.worker}"
+        channel.peer = f"{asked['role']}-{hello.worker}"
         channel.send_json(Header(Kind.READY, channel.training), {})
         try:
             while True:

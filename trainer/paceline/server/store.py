@@ -105,7 +105,7 @@ class Coordinator:
         self.roll = Roll(launch.world_size, self.patience)
         self.keys = Keys(self.roll)
         self.aggregator = Aggregator(launch.training, "AllReduce", "AllReduce", launch.world_size, launch.output)
-        reports = Reports(self.roll, self.aggregator, self.metrics, lambda worker, incarnation: None)
+        reports = Reports(self.roll, self.aggregator, self.metrics, lambda *_: None)
         self.door = Door(launch, {"report": reports.serve, "store": self._store}, self.metrics)
 
     def run(self) -> None:

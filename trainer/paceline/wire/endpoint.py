@@ -4,6 +4,7 @@ import socket
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 from paceline.wire.channel import Channel
 from paceline_core.errors import PeerLost, ProtocolError
@@ -47,7 +48,8 @@ def accept(raw: socket.socket, training: bytes, tls: ssl.SSLContext | None) -> t
     try:
         secure = tls.wrap_socket(raw, server_side=True)
         certificate = secure.getpeercert() or {}
-        names = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+        alternatives: Any = certificate.get("subjectAltName", ())
+        names = [value for kind, value in alternatives if kind == "DNS"]
         return Channel(secure, training, "a peer", HANDSHAKE_SECONDS), str(names[0]).removesuffix(".paceline")
     except (OSError, IndexError) as error:
         raw.close()

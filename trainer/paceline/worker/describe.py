@@ -16,8 +16,8 @@ def describe(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Signat
             aliases[name] = names[parameter]
         names.setdefault(parameter, name)
     trained = trained_parameters(optimizer)
-    for position, parameter in enumerate(trained):
-        names.setdefault(parameter, f"optimizer.{position}")
+    for position, tensor in enumerate(trained):
+        names.setdefault(tensor, f"optimizer.{position}")
     known = set(trained)
     transient = {
         f"{prefix}.{name}".lstrip(".")

@@ -128,7 +128,7 @@ class Lane:
             except (PeerLost, ProtocolError) as error:
                 self._drop()
                 final = error.from_peer or isinstance(error.__cause__, TimeoutError) or attempt == ATTEMPTS - 1
-                if final or isinstance(error, ProtocolError) and error.reason != "truncated":
+                if final or (isinstance(error, ProtocolError) and error.reason != "truncated"):
                     raise
                 self._retried()
         raise AssertionError("the last attempt returns or raises")

@@ -23,7 +23,7 @@ def replace_step(optimizer: torch.optim.Optimizer, exchange: Callable[[], None])
         exchange()
         return loss
 
-    wrapped: Any = torch.optim.Optimizer.profile_hook_step(step)  # type: ignore[arg-type]
+    wrapped: Any = torch.optim.Optimizer.profile_hook_step(step)
     wrapped.hooked = True
     members = {"step": wrapped, "__module__": original.__module__, "__doc__": original.__doc__}
     optimizer.__class__ = type(original.__name__, (original,), members)

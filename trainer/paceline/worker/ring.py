@@ -40,7 +40,7 @@ class Replica(DistributedDataParallel):
         """The model's output; without gradients (a test by one worker alone) nobody else takes part."""
         if not torch.is_grad_enabled():
             return self.module(*inputs, **kwargs)
-        return super().forward(*inputs, **kwargs)
+        return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own state dict, without the prefix `module.`."""

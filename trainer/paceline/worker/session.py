@@ -133,7 +133,7 @@ class Session:
         return answers(commits)
 
     def _charge(self, started: float, found: Sequence[Answer]) -> None:
-        """Divide the exchange: sending until the last lane had sent, waiting until the first answer of the last lane."""
+        """Divide the exchange: sending until the last lane had sent, waiting until the last lane had an answer."""
         sent = max(a.sent for a in found)
         self.clock.enter("send", at=started)
         self.clock.enter("wait", at=sent)

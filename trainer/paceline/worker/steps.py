@@ -54,7 +54,7 @@ class Steps:
                 "staleness": last.staleness,
                 "accepted": last.accepted,
                 "reason": last.reason,
-            }  # fmt: skip
+            }
         )
 
     def count_bytes(self, direction: str, total: int) -> None:

@@ -15,7 +15,7 @@ from paceline_core.launch import Launch
 MARGIN_SECONDS = 15.0
 
 
-class WireStore(dist.Store):
+class WireStore(dist.Store):  # type: ignore[name-defined,misc]
     """The coordinator's keys. One connection, one request at a time; errors are PeerLost and name who is missing."""
 
     def __init__(self, launch: Launch) -> None:

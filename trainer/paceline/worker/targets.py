@@ -1,4 +1,4 @@
-"""Where fresh parameters go: into the parameters' own memory, or beside it when that is on a device or not contiguous."""
+"""Where fresh parameters go: into the parameters' own memory, or beside it when that is not contiguous CPU memory."""
 
 from collections.abc import Sequence
 
