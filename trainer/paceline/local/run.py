@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ class Watch:
             try:
                 with urllib.request.urlopen(self._fleet.status_url, timeout=2) as answer:
                     status = json.load(answer)
-            except (OSError, ValueError):
+            except (OSError, ValueError, HTTPException):
                 continue  # not there yet, or gone already
             self._status, self._polled = status, asked
             self._display.progress(status)

@@ -29,7 +29,7 @@ def connect(address: str, training: bytes, peer: str, tls: str | None, patience:
     while True:
         try:
             raw = socket.create_connection((host, int(port)), timeout=HANDSHAKE_SECONDS)
-            return Channel(_client_side(raw, tls), training, peer, timeout)
+            return _channel(raw, tls, training, peer, timeout)
         except ssl.SSLCertVerificationError as error:
             raise PeerLost(
                 f"{peer} at {address} has no certificate of this training: {error.verify_message}"
@@ -43,9 +43,9 @@ def connect(address: str, training: bytes, peer: str, tls: str | None, patience:
 def accept(raw: socket.socket, training: bytes, tls: ssl.SSLContext | None) -> tuple[Channel, str | None]:
     """Make a channel of an accepted connection; with TLS, also the role its certificate names. Raises ProtocolError."""
     raw.settimeout(HANDSHAKE_SECONDS)
-    if tls is None:
-        return Channel(raw, training, "a peer", HANDSHAKE_SECONDS), None
     try:
+        if tls is None:
+            return Channel(raw, training, "a peer", HANDSHAKE_SECONDS), None
         secure = tls.wrap_socket(raw, server_side=True)
         certificate = secure.getpeercert() or {}
         alternatives: Any = certificate.get("subjectAltName", ())
@@ -53,7 +53,7 @@ def accept(raw: socket.socket, training: bytes, tls: ssl.SSLContext | None) -> t
         return Channel(secure, training, "a peer", HANDSHAKE_SECONDS), str(names[0]).removesuffix(".paceline")
     except (OSError, IndexError) as error:
         raw.close()
-        raise ProtocolError("no_credential", f"TLS handshake failed: {error}") from error
+        raise ProtocolError("no_credential", f"no connection: {error}") from error
 
 
 def server_context(folder: str) -> ssl.SSLContext:
@@ -62,6 +62,17 @@ def server_context(folder: str) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.num_tickets = 0  # connections are long; nobody resumes a session
     return _with_credentials(context, folder)
+
+
+def _channel(raw: socket.socket, tls: str | None, training: bytes, peer: str, timeout: float) -> Channel:
+    secure = raw
+    try:
+        secure = _client_side(raw, tls)
+        return Channel(secure, training, peer, timeout)
+    except BaseException:
+        secure.close()
+        raw.close()
+        raise
 
 
 def _client_side(raw: socket.socket, folder: str | None) -> socket.socket:
