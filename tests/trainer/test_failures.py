@@ -1,5 +1,7 @@
 """Bad input and failing scripts: the exit code, and what is said."""
 
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -144,3 +146,20 @@ def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, message: str) -> 
     assert done.returncode == 2
     assert message in done.stderr
     assert "gone.yaml: there is no such file" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount namespace of its own, and so root")
+@pytest.mark.parametrize("size", ["4k", "40k"])
+def test_a_full_disk_ends_the_run_with_that_message(tmp_path: Path, size: str) -> None:
+    file = write(
+        tmp_path, with_line("STEP", "print('x' * 500)").replace("30", "1000"), manifest(["python", "train.py"])
+    )
+    (tmp_path / "disk").mkdir()
+    ours = shlex.join(command(file, tmp_path / "disk/run"))
+    mounted = f"mount -t tmpfs -o size={size} none {tmp_path}/disk && cd {tmp_path} && {ours}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounted], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (1, 2), done.stdout
+    assert "No space left on device" in done.stdout + done.stderr

@@ -16,8 +16,14 @@ class Reports:
     """Serves the report connection of every worker, on shard 0 or the coordinator."""
 
     def __init__(
-        self, roll: Roll, aggregator: Aggregator, metrics: ServerMetrics, left: Callable[[int, int], None]
+        self,
+        roll: Roll,
+        aggregator: Aggregator,
+        metrics: ServerMetrics,
+        left: Callable[[int, int], None],
+        fail: Callable[[Exception], None],
     ) -> None:
+        self._fail = fail
         self._roll, self._aggregator, self._metrics, self._left = roll, aggregator, metrics, left
 
     def serve(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
@@ -53,6 +59,9 @@ class Reports:
     def _count(self, worker: int, value: dict[str, Any]) -> None:
         try:
             lags = self._aggregator.report(worker, list(value["rows"]), dict(value["reported"]))
+        except OSError as error:  # the log of steps cannot be written
+            self._fail(error)
+            return
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError("bad_payload", f"a REPORT that cannot be read: {error}") from error
         for who, lag in lags.items():

@@ -52,7 +52,7 @@ class ParameterService:
         )  # fmt: skip
         self.sequencer = Sequencer(_machine(launch), spec.server.replicas, self._decided) if self.first else None
         self.followers = Followers(self._sequencer, self.fail)
-        self.reports = Reports(self.roll, self.aggregator, self.metrics, self._left)
+        self.reports = Reports(self.roll, self.aggregator, self.metrics, self._left, self.fail)
         self.leader: Leader | None = None
         self._orders_over = threading.Event()  # nothing more will come from shard 0
         handlers = {"lane": self.lanes.serve}
@@ -79,6 +79,8 @@ class ParameterService:
             self._end()
             web.shutdown()
             web.server_close()
+        if self.roll.failure:
+            raise self.roll.failure
 
     def fail(self, error: Exception) -> None:
         """End the training with this error, unless it is over."""
@@ -128,8 +130,11 @@ class ParameterService:
         self.door.close()
         if self.leader:
             self.leader.close()
-        self.log.close()
-        self.aggregator.close()
+        for each in (self.log, self.aggregator):
+            try:
+                each.close()
+            except OSError as error:
+                self.roll.fail(error)  # a full disk: what was not written is lost, and the run has failed
 
     def _write(self, executor: Executor) -> None:
         if not self.launch.output or not self.lanes.initialised:
@@ -180,7 +185,10 @@ class ParameterService:
                 self.metrics.staleness.observe(action.delay)
 
     def _carry_out(self, event: Event, actions: Sequence[Action]) -> None:
-        self.log.write(actions, event)
+        try:
+            self.log.write(actions, event)
+        except OSError as error:
+            self.fail(error)
         if self.lanes.executor:
             self.lanes.executor.order(actions)
         if isinstance(event, Left) and not self.first:

@@ -105,7 +105,7 @@ class Coordinator:
         self.roll = Roll(launch.world_size, self.patience)
         self.keys = Keys(self.roll)
         self.aggregator = Aggregator(launch.training, "AllReduce", "AllReduce", launch.world_size, launch.output)
-        reports = Reports(self.roll, self.aggregator, self.metrics, lambda *_: None)
+        reports = Reports(self.roll, self.aggregator, self.metrics, lambda *_: None, self.roll.fail)
         self.door = Door(launch, {"report": reports.serve, "store": self._store}, self.metrics)
 
     def run(self) -> None:
@@ -114,12 +114,14 @@ class Coordinator:
         self.door.open()
         try:
             while not self.stopping.wait(TICK_SECONDS) and not self.roll.finished():
+                if self.roll.failure:
+                    raise self.roll.failure
                 for worker in self.roll.overdue():
                     raise lost(worker)
                 self.metrics.connected.set(self.roll.connections())
-        except PeerLost as error:
+        except (PeerLost, OSError) as error:
             self.roll.fail(error)
-            self.door.refuse(error)
+            self.door.refuse(error if isinstance(error, PeerLost) else PeerLost(f"the coordinator failed: {error}"))
             raise
         finally:
             self.aggregator.finished = True
