@@ -23,7 +23,8 @@ def check(optimizer: torch.optim.Optimizer) -> None:
             f"{type(optimizer).__module__}.{name} cannot run on a parameter server, which knows torch.optim's "
             f"{', '.join(OPTIMIZERS)}: use one of these, or topology AllReduce, which takes any optimizer"
         )
-    if any(optimizer.state.values()):
+    # Adagrad has its state from the start, with step 0; the others have none before their first step.
+    if any(state and state.get("step", 1) > 0 for state in optimizer.state.values()):
         raise UsageError("the optimizer has made steps already: call paceline.distribute() before the first one")
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise UsageError("differentiable=True cannot run on a parameter server: leave it out, or use AllReduce")
