@@ -190,5 +190,6 @@ def test_a_retry_after_a_broken_connection_is_never_applied_twice(attempt: int) 
         relay.close()
         server.stop()
     assert server.service.aggregator.version == STEPS
+    assert server.service.roll.left == {0}
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name

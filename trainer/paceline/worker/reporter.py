@@ -30,7 +30,8 @@ class Reporter:
         self._rows: list[dict[str, Any]] = []
         self._values: dict[str, Any] = {}
         self._loss: Any = None  # reported before the step that it belongs to had ended
-        self._channel: Channel | None = self._connect()
+        self._given_up = False
+        self._channel: Channel | None = self._connect(launch.spec.run_policy.start_timeout_seconds)
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -56,19 +57,32 @@ class Reporter:
         self._stop.set()
         self._thread.join(timeout=LIMIT_SECONDS)
         self._flush(everything=True)
+        self._tell(Kind.LEAVE, {})
         if self._channel:
-            try:
-                self._channel.send_json(self._header(Kind.LEAVE), {})
-                self._channel.control(Kind.READY)
-            except PacelineError as error:
-                log.warning("could not say goodbye: %s", error)
             self._channel.close()
 
-    def _connect(self) -> Channel:
-        policy = self._launch.spec.run_policy
+    def _tell(self, kind: Kind, value: dict[str, Any]) -> None:
+        """Send a frame, over a new connection if the old one broke; a LEAVE is answered."""
+        for attempt in range(2):
+            try:
+                if self._channel is None:
+                    self._channel = self._connect(LIMIT_SECONDS)
+                self._channel.send_json(self._header(kind), value)
+                if kind is Kind.LEAVE:
+                    self._channel.control(Kind.READY)
+                return
+            except (PacelineError, EOFError) as error:
+                if self._channel:
+                    self._channel.close()
+                self._channel = None
+                if attempt:
+                    log.warning("%s could not be sent: %s", kind.name, error)
+                    self._given_up = True
+
+    def _connect(self, patience: float) -> Channel:
         channel = endpoint.connect(
             self._launch.servers[0], self._training, "ps-0", self._launch.tls,
-            policy.start_timeout_seconds, policy.start_timeout_seconds,
+            patience, self._launch.spec.run_policy.start_timeout_seconds,
         )  # fmt: skip
         asked = {"role": "worker", "channel": "report", "signature": self._signature.to_json()}
         channel.send_json(self._header(Kind.HELLO), {**asked, "total_steps": self._total})
@@ -91,13 +105,8 @@ class Reporter:
         reported = {name: float(value) for name, value in values.items()}
         if "loss" in reported:
             self._observe(reported["loss"])
-        if self._channel and (rows or reported):
-            try:
-                self._channel.send_json(self._header(Kind.REPORT), {"rows": rows, "reported": reported})
-            except PacelineError as error:
-                log.warning("steps are not reported any more: %s", error)
-                self._channel.close()
-                self._channel = None
+        if (rows or reported) and not self._given_up:
+            self._tell(Kind.REPORT, {"rows": rows, "reported": reported})
 
     def _header(self, kind: Kind) -> Header:
         return Header(kind, self._training, self._launch.ordinal, self._launch.incarnation)
