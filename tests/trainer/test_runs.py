@@ -194,6 +194,8 @@ def test_metrics_are_served_by_each_process(tmp_path: Path) -> None:
                 pages[name] = answer.read().decode()
         assert 'paceline_server_gradients_applied_total{server="0",training="test",worker="1"}' in pages["ps-0"]
         assert "paceline_server_worker_lag_seconds_total" in pages["ps-0"]
+        assert 'paceline_server_worker_staleness_steps{server="0",training="test",worker="1"} 0.0' in pages["ps-0"]
+        assert 'paceline_server_round_duration_seconds_count{server="0",training="test"} 0.0' not in pages["ps-0"]
         assert 'paceline_worker_phase_seconds_total{phase="forward"' in pages["worker-1"]
         assert "paceline_worker_gradient_latency_seconds_bucket" in pages["worker-0"]
     finally:

@@ -161,7 +161,7 @@ class Aggregator:
             return dict(total)
 
     def status(self) -> dict[str, Any]:
-        """What /status answers; see docs/reference-status.md."""
+        """What /status answers."""
         with self._lock:
             lag, rounds, seconds = self.lags.window()
             recent = verdict(lag, rounds, seconds)

@@ -29,6 +29,7 @@ from paceline_core.spec import Strategy
 from paceline_core.strategy import Action, Apply, Event, Joined, Left, Pushed, Reject, start
 
 TICK_SECONDS = 0.1
+EWMA_WEIGHT = 0.1  # of the newest delay in a worker's staleness
 FAREWELL_SECONDS = 5.0  # after a failure, for workers to ask what happened
 log = logging.getLogger("paceline")
 
@@ -53,6 +54,7 @@ class ParameterService:
         self.sequencer = Sequencer(_machine(launch), spec.server.replicas, self._decided) if self.first else None
         self.followers = Followers(self._sequencer, self.fail)
         self.reports = Reports(self.roll, self.aggregator, self.metrics, self._left, self.fail)
+        self._staleness: dict[int, float] = {}  # of each worker, exponentially weighted
         self.leader: Leader | None = None
         self._orders_over = threading.Event()  # nothing more will come from shard 0
         handlers = {"lane": self.lanes.serve}
@@ -182,7 +184,7 @@ class ParameterService:
                 self.aggregator.rejected(action.worker, action.reason, action.delay)
                 labels = {**self.metrics.labels, "worker": str(action.worker)}
                 self.metrics.rejected.labels(**labels, reason=action.reason).inc()
-                self.metrics.staleness.observe(action.delay)
+                self._count_delay(action.worker, action.delay)
 
     def _carry_out(self, event: Event, actions: Sequence[Action]) -> None:
         try:
@@ -201,12 +203,20 @@ class ParameterService:
         metrics, labels = self.metrics, self.metrics.labels
         for worker, delay in delays.items():
             metrics.applied.labels(**labels, worker=str(worker)).inc()
-            metrics.staleness.observe(delay)
+            self._count_delay(worker, delay)
         for worker, lag in lags.items():
             metrics.lag.labels(**labels, worker=str(worker)).inc(lag)
         if arrivals and len(arrivals) > 1:
             metrics.last_arrivals.labels(**labels, worker=str(max(arrivals, key=lambda w: arrivals[w]))).inc()
             metrics.round_spread.observe(max(arrivals.values()) - min(arrivals.values()))
+            metrics.round_duration.observe(time.monotonic() - min(arrivals.values()))
+
+    def _count_delay(self, worker: int, delay: int) -> None:
+        before = self._staleness.get(worker, float(delay))
+        self._staleness[worker] = before + EWMA_WEIGHT * (delay - before)
+        self.metrics.staleness.observe(delay)
+        labels = {**self.metrics.labels, "worker": str(worker)}
+        self.metrics.worker_staleness.labels(**labels).set(self._staleness[worker])
 
     def _follow(self, event: Event, actions: list[Action]) -> None:
         self._carry_out(event, actions)

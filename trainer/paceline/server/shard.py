@@ -44,10 +44,6 @@ class Shard:
                 self._gradients[worker] = [Bytes(b, self.signature.parameters) for b in self.buckets]
             return self._gradients[worker]
 
-    def forget(self, worker: int) -> None:
-        """Free the buffer of a worker that has left."""
-        self._gradients.pop(worker, None)
-
     def update(self, index: int, pushes: Mapping[int, Push], factor: float) -> None:
         """Apply the mean of the workers' gradients to one bucket; `factor` multiplies the learning rate.
 
