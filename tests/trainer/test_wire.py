@@ -61,22 +61,37 @@ def served() -> Iterator[Served]:
     server.stop()
 
 
-def network() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(1)
-    model = torch.nn.Sequential(torch.nn.Linear(40, 80), torch.nn.Linear(80, 3))
-    return model, torch.optim.Adam(model.parameters(), lr=0.01)
+class Trainee:
+    """A worker in this thread."""
+
+    def __init__(self, address: str, width: int = 80) -> None:
+        torch.manual_seed(1)
+        self.model = torch.nn.Sequential(torch.nn.Linear(40, width), torch.nn.BatchNorm1d(width))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
+        metrics = WorkerMetrics(CollectorRegistry(), "test", 0)
+        worker = launch(Role.WORKER, address)
+        self.session = Session(worker, self.model, self.optimizer, metrics, PhaseClock(), None)
+
+    def steps(self, numbers: range) -> None:
+        for number in numbers:
+            self.optimizer.zero_grad()
+            x = torch.arange(160, dtype=torch.float32).reshape(4, 40)
+            self.model(x + number).pow(3).mean().backward()
+            self.session.step()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        self.session.leave()
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
 
-def train(address: str, steps: int) -> dict[str, torch.Tensor]:
-    model, optimizer = network()
-    metrics = WorkerMetrics(CollectorRegistry(), "test", 0)
-    session = Session(launch(Role.WORKER, address), model, optimizer, metrics, PhaseClock(), None)
-    for step in range(steps):
-        optimizer.zero_grad()
-        model(torch.full((4, 40), float(step))).square().mean().backward()
-        session.step()
-    session.leave()
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def train(address: str, steps: int, width: int = 80) -> dict[str, torch.Tensor]:
+    trainee = Trainee(address, width)
+    trainee.steps(range(steps))
+    return trainee.weights()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def send(address: str, data: bytes) -> None:
@@ -116,15 +131,6 @@ def test_random_bytes_change_nothing(served: Served) -> None:
     train(served.address, 2)
 
 
-def test_every_truncation_of_a_valid_conversation(served: Served) -> None:
-    whole = b'{"role":"worker","channel":"lane","lane":0,"signature":{}}'
-    frame = Header(Kind.HELLO, bytes.fromhex(ID), nbytes=len(whole)).pack() + whole
-    for length in range(len(frame)):
-        send(served.address, frame[:length])
-    assert served.service.roll.signature is None
-    train(served.address, 2)
-
-
 class Cutting:
     """A relay to the server that cuts each connection after a random number of bytes, both ways."""
 
@@ -134,6 +140,7 @@ class Cutting:
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.lock = threading.Lock()
         self.sockets: list[socket.socket] = []
+        self.sent: list[bytearray] = []  # by the client, of each connection
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -149,12 +156,14 @@ class Cutting:
                 cut = self.cuts > 0
                 self.cuts -= cut
                 budget = [self.chance.randrange(500, 200_000) if cut else 1 << 60]
-            for a, b in ((client, server), (server, client)):
-                threading.Thread(target=self._relay, args=(a, b, budget), daemon=True).start()
+            self.sent.append(bytearray())
+            for a, b, record in ((client, server, self.sent[-1]), (server, client, bytearray())):
+                threading.Thread(target=self._relay, args=(a, b, budget, record), daemon=True).start()
 
-    def _relay(self, source: socket.socket, target: socket.socket, budget: list[int]) -> None:
+    def _relay(self, source: socket.socket, target: socket.socket, budget: list[int], record: bytearray) -> None:
         try:
             while data := source.recv(8192):
+                record += data
                 with self.lock:
                     allowed = data[: max(0, budget[0])]
                     budget[0] -= len(allowed)
@@ -191,5 +200,42 @@ def test_a_retry_after_a_broken_connection_is_never_applied_twice(attempt: int) 
         server.stop()
     assert server.service.aggregator.version == STEPS
     assert server.service.roll.left == {0}
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+    assert equal(found, expected)
+
+
+def recorded(steps: int, width: int) -> tuple[list[list[bytes]], dict[str, torch.Tensor]]:
+    """Every frame that a worker sends in a whole training, by connection; and the weights it ends with."""
+    server = Served()
+    relay = Cutting(server.address, random.Random(0), cuts=0)
+    weights = train(relay.address, steps, width)
+    relay.close()
+    server.stop()
+    return [list(frames(bytes(sent))) for sent in relay.sent], weights
+
+
+def frames(data: bytes) -> Iterator[bytes]:
+    while data:
+        end = HEADER_BYTES + Header.unpack(data[:HEADER_BYTES]).nbytes
+        yield data[:end]
+        data = data[end:]
+
+
+def test_every_truncation_of_every_frame_changes_nothing() -> None:
+    conversations, expected = recorded(steps=3, width=4)
+    kinds = {Header.unpack(f[:HEADER_BYTES]).kind for frames in conversations for f in frames}
+    assert kinds >= {Kind.HELLO, Kind.INITIAL, Kind.STATICS, Kind.JOIN, Kind.PUSH, Kind.COMMIT, Kind.REPORT, Kind.LEAVE}
+    server = Served()
+    trainee = Trainee(server.address, width=4)
+    trainee.steps(range(1))
+    for hello, *others in conversations:
+        headers = [Header.unpack(frame[:HEADER_BYTES]) for frame in others]
+        next_of_kind = {h.kind: frame for h, frame in zip(headers, others, strict=True) if h.step in (0, 2)}
+        for frame in [hello, *next_of_kind.values()]:
+            before = b"" if frame is hello else hello
+            for length in range(len(frame)):
+                send(server.address, before + frame[:length])
+    assert server.service.aggregator.version == 1
+    trainee.steps(range(1, 3))
+    found = trainee.weights()
+    server.stop()
+    assert equal(found, expected)

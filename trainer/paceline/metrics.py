@@ -28,6 +28,7 @@ class WorkerMetrics:
             registry=registry,
         ).labels(**labels)
         self.phases = counter("phase_seconds", "Where the step's wall time went; the phases add up to it.", "phase")
+        self._phases: dict[str, Counter] = {}
         self.steps = counter("steps", "Optimizer steps.").labels(**labels)
         self.samples = counter("samples", "Samples that came through paceline.shard.").labels(**labels)
         self.bytes = counter("gradient_bytes", "Payload bytes on the wire.", "direction")
@@ -35,6 +36,12 @@ class WorkerMetrics:
         self.step = gauge("step", "Steps so far.")
         self.loss = gauge("loss", "Last loss given to paceline.report.")
         self.last_step = gauge("last_step_timestamp_seconds", "When the last step ended, in Unix time.")
+
+    def phase(self, name: str) -> Counter:
+        """The seconds spent in one phase. Looked up once: `labels` costs ten times as much as counting."""
+        if name not in self._phases:
+            self._phases[name] = self.phases.labels(**self.labels, phase=name)
+        return self._phases[name]
 
 
 class ServerMetrics:

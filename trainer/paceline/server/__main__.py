@@ -10,7 +10,8 @@ from paceline import failure
 from paceline_core.errors import LaunchError, PacelineError
 from paceline_core.launch import Launch, Role
 
-M_ARENA_MAX = -8  # malloc.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
+LARGE_BYTES = 256 * 1024
 
 
 def main() -> int:
@@ -33,12 +34,18 @@ def main() -> int:
     return 0
 
 
-def _one_arena() -> None:
-    """Keep glibc to one heap: in a thread's own, the optimizer's temporaries fragment it by half of what it holds."""
+def _compact_heap() -> None:
+    """Give large tensors pages of their own, and keep glibc to one heap for the rest.
+
+    An optimizer's temporaries would otherwise leave holes in the heap, and in each thread's: up to half of what the
+    shard holds. Their page faults are lost in the noise of a step of Adam (docs/decisions/0005).
+    """
     try:
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        pass  # not glibc
+        return  # not glibc
+    mallopt(M_ARENA_MAX, 1)
+    mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _service(launch: Launch):  # type: ignore[no-untyped-def]
@@ -46,11 +53,13 @@ def _service(launch: Launch):  # type: ignore[no-untyped-def]
         from paceline.server.store import Coordinator
 
         return Coordinator(launch)
-    _one_arena()
+    _compact_heap()
     import torch
 
+    from paceline.server import eager
     from paceline.server.service import ParameterService
 
+    eager.only()
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(threads) if threads.isdigit() else 1)
     return ParameterService(launch)

@@ -39,7 +39,7 @@ class Gradients:
         signature: Signature,
         plan: Sequence[Shard],
         send: Send,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[torch.Tensor], None],
         overlap: bool,
     ) -> None:
         self._parameters, self._signature, self._send, self._on_ready = parameters, signature, send, on_ready
@@ -77,8 +77,8 @@ class Gradients:
         self._flat: dict[int, torch.Tensor] = {}
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
-        def ready(_: torch.Tensor) -> None:
-            self._on_ready()
+        def ready(gradient_of: torch.Tensor) -> None:
+            self._on_ready(gradient_of)
             if self.paused or not self.overlap:
                 return
             self._flat.pop(index, None)

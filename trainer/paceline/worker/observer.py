@@ -28,7 +28,7 @@ class Observer:
         self._own_seconds = max(0.0, sum(phases.get(p, 0.0) for p in OWN) - self._slept)
         self._slept, self.last_ready = 0.0, None
 
-    def gradient_ready(self) -> None:
+    def gradient_ready(self, _: torch.Tensor) -> None:
         """A gradient is ready; the last one of a step ends its backward phase."""
         self.last_ready = time.perf_counter()
 

@@ -12,7 +12,7 @@ from paceline.wire.frames import Header, Kind
 from paceline_core.errors import PacelineError
 from paceline_core.launch import Launch
 
-PERIOD_SECONDS = 0.25
+PERIOD_SECONDS = 0.5
 LIMIT_SECONDS = 10.0
 log = logging.getLogger("paceline")
 

@@ -80,7 +80,7 @@ class Ring:
         self.model.register_forward_pre_hook(self._forward)
         for parameter in parameters:
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda _: self.observer.gradient_ready())
+                parameter.register_post_accumulate_grad_hook(self.observer.gradient_ready)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
         clock.end_step()

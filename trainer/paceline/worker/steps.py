@@ -39,7 +39,7 @@ class Steps:
         metrics, now = self._metrics, time.time()
         metrics.latency.observe(latency)
         for phase, seconds in phases.items():
-            metrics.phases.labels(**metrics.labels, phase=phase).inc(seconds)
+            metrics.phase(phase).inc(seconds)
         metrics.steps.inc()
         metrics.step.set(number)
         metrics.last_step.set(now)
