@@ -46,10 +46,11 @@ print(json.dumps({"gbit": 6 * world * 2 * (world - 1) / world * 64 * 8 * 1.04857
 TLS_PAIR = """
 import json, socket, ssl, sys, time, pathlib
 rank, folder = int(sys.argv[1]), pathlib.Path(sys.argv[3])
-from paceline.wire import certificates, endpoint
+import paceline_credentials
+from paceline.wire import endpoint
 GOAL = 2 << 30
 if rank == 0:
-    certificates.write_credentials(folder / "made", "bench")
+    paceline_credentials.write(folder / "made", "bench")
     listener = socket.create_server(("127.0.0.1", 0))
     (folder / "port.tmp").write_text(str(listener.getsockname()[1])); (folder / "port.tmp").rename(folder / "port")
     side = endpoint.server_context(str(folder / "made/server")).wrap_socket(listener.accept()[0], server_side=True)

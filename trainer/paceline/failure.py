@@ -3,6 +3,7 @@
 import json
 import traceback
 from pathlib import Path
+from typing import Any
 
 from paceline_core.errors import PeerLost
 
@@ -27,11 +28,20 @@ def _broken_ring(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and gone and ("gloo" in text or "nccl" in text.lower())
 
 
+def write_summary(summary: dict[str, Any], path: str | None) -> None:
+    """Leave how the training ended where its failure would stand: the operator reads it from the ended pod."""
+    if path is not None:
+        Path(path).write_text(json.dumps({"summary": summary}))
+
+
 def write(error: BaseException, path: str | None) -> None:
     """Write the failure file, if the launch names one. It tells the reason: a full disk must not hide it."""
     if path is None:
         return
+    described = describe(error)
     try:
-        Path(path).write_text(json.dumps(describe(error)))
+        if described["victim"] and Path(path).is_file() and Path(path).stat().st_size:
+            return  # another process of this pod told its own reason
+        Path(path).write_text(json.dumps(described))
     except OSError as problem:
         error.add_note(f"the failure file could not be written: {problem}")

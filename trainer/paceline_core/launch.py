@@ -54,7 +54,8 @@ class Launch:
     training_id: str  # 32 hexadecimal digits, new for every run
     spec: TrainingSpec
     servers: tuple[str, ...]  # one for each shard; the coordinator's alone for AllReduce
-    incarnation: int = 0  # counts the restarts of this replica
+    incarnation: int = 0  # greater for a process that takes the place of one that was lost
+    replaced: bool = False  # whether a lost worker is started again
     listen: str = "127.0.0.1:0"  # servers: where to accept workers
     metrics: str = "127.0.0.1:0"  # where to serve /metrics (and, on server 0, /status)
     tls: str | None = None  # folder with ca.pem, cert.pem, key.pem for this role; None with transport Insecure
@@ -72,7 +73,7 @@ class Launch:
     @property
     def world_size(self) -> int:
         """How many workers there are."""
-        return self.spec.workers.replicas
+        return self.spec.world_size
 
     def to_environment(self) -> dict[str, str]:
         """The variables to start the process with."""
@@ -84,6 +85,7 @@ class Launch:
             "SPEC": self.spec.model_dump_json(by_alias=True, exclude_defaults=True),
             "SERVERS": ",".join(self.servers),
             "INCARNATION": str(self.incarnation),
+            "REPLACED": "1" if self.replaced else None,
             "LISTEN": self.listen,
             "METRICS": self.metrics,
             "TLS": self.tls,
@@ -109,6 +111,7 @@ class Launch:
                 spec=TrainingSpec.model_validate(json.loads(environment[PREFIX + "SPEC"])),
                 servers=tuple(environment[PREFIX + "SERVERS"].split(",")),
                 incarnation=int(get("INCARNATION", "0")),
+                replaced=get("REPLACED") == "1",
                 listen=get("LISTEN", "127.0.0.1:0"),
                 metrics=get("METRICS", "127.0.0.1:0"),
                 tls=get("TLS"),
@@ -128,10 +131,31 @@ class Launch:
         return launch
 
 
+def local_environments(environment: Mapping[str, str]) -> list[dict[str, str]]:
+    """What each process of a replica is told beyond the pod's environment: its rank, its GPU, its metrics port.
+
+    A worker pod's ordinal counts pods; each of its processes is a worker with an ordinal of its own. Raises ValueError.
+    """
+    count = int(environment.get(PREFIX + "PROCESSES", "1"))
+    if count == 1:
+        return [{}]
+    first = int(environment[PREFIX + "ORDINAL"]) * count
+    host, _, port = environment[PREFIX + "METRICS"].rpartition(":")
+    return [
+        {
+            PREFIX + "ORDINAL": str(first + index),
+            PREFIX + "METRICS": f"{host}:{int(port) + index}",
+            "LOCAL_RANK": str(index),
+        }
+        | ({"CUDA_VISIBLE_DEVICES": str(index)} if PREFIX + "GPUS" in environment else {})
+        for index in range(count)
+    ]
+
+
 def replicas(spec: TrainingSpec) -> tuple[tuple[Role, int], ...]:
     """The processes of a training, servers first: (role, ordinal)."""
     if spec.topology is Topology.ALL_REDUCE:
         first = [(Role.COORDINATOR, 0)]
     else:
         first = [(Role.SERVER, i) for i in range(spec.server.replicas)]
-    return tuple(first + [(Role.WORKER, i) for i in range(spec.workers.replicas)])
+    return tuple(first + [(Role.WORKER, i) for i in range(spec.world_size)])

@@ -109,6 +109,15 @@ def _has_command(template: PodTemplate) -> PodTemplate:
     return template
 
 
+def _whole_gpus(template: PodTemplate) -> PodTemplate:
+    for container in template.spec.containers:
+        limits = ((container.model_extra or {}).get("resources") or {}).get("limits") or {}
+        for name, count in limits.items():
+            if name.endswith("/gpu") and not str(count).isdigit():
+                raise ValueError(f"container `{container.name}`: limit {name} is {count!r}, and must be a whole number")
+    return template
+
+
 class Asynchronous(Strict):
     """Settings of the strategy Asynchronous."""
 
@@ -161,10 +170,27 @@ class AllReduce(Strict):
 class Workers(Strict):
     """Processes that compute gradients."""
 
-    replicas: int = Field(default=1, ge=1, le=10_000, description="Worker processes. Default: 1.")
-    template: Annotated[PodTemplate, AfterValidator(_has_command)] = Field(
+    replicas: int = Field(default=1, ge=1, le=10_000, description="Worker pods. Default: 1.")
+    processes_per_replica: Literal["Auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="Auto",
+        description="Processes in each worker pod, each a worker of its own with a rank: a number, or Auto for one "
+        "for each GPU in the limits of container `trainer`, and one without GPUs. Default: Auto.",
+    )
+    template: Annotated[PodTemplate, AfterValidator(_has_command), AfterValidator(_whole_gpus)] = Field(
         description="Pod template; its container `trainer` runs the training script."
     )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each replica: what the limits of container `trainer` ask for."""
+        container = next(c for c in self.template.spec.containers if c.name == TRAINER_CONTAINER)
+        limits = ((container.model_extra or {}).get("resources") or {}).get("limits") or {}
+        return sum(int(count) for name, count in limits.items() if name.endswith("/gpu"))
+
+    @property
+    def processes(self) -> int:
+        """Worker processes in each replica."""
+        return max(1, self.gpus) if self.processes_per_replica == "Auto" else self.processes_per_replica
 
 
 class Gradients(Strict):
@@ -219,6 +245,11 @@ class RunPolicy(Strict):
     clean_pod_policy: CleanPodPolicy = Field(
         default=CleanPodPolicy.RUNNING, description="Pods removed when the training has finished. Default: Running."
     )
+    managed_by: str = Field(
+        default="paceline.dev/operator",
+        description="Who runs this training; Paceline's operator leaves alone one with another name here. "
+        "Default: paceline.dev/operator.",
+    )
     start_timeout_seconds: float = Field(
         default=600, gt=0, description="Longest wait for all processes to have joined, in seconds. Default: 600."
     )
@@ -248,6 +279,16 @@ class TrainingSpec(Strict):
         return self
 
     @property
+    def world_size(self) -> int:
+        """Worker processes of the whole training."""
+        return self.workers.replicas * self.workers.processes
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether gradients are applied as they arrive, so that a worker can be replaced while the others go on."""
+        return self.topology is Topology.PARAMETER_SERVER and self.server.strategy is Strategy.ASYNCHRONOUS
+
+    @property
     def server(self) -> ParameterServer:
         """The parameter-server settings in force, defaults included."""
         return self.parameter_server or ParameterServer()
@@ -257,8 +298,9 @@ class Metadata(Open):
     """Object metadata, as in Kubernetes."""
 
     name: str = Field(
-        description="Name: lower-case letters, digits and dashes, at most 48 characters (pod names are made from it).",
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Name: lower-case letters, digits and dashes, a letter first, at most 48 characters (the names of "
+        "pods and of a Service are made from it).",
+        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
         max_length=48,
     )
 

@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import paceline_credentials
 from paceline.local import guard, ports
 from paceline.local.replica import Replica, ShowLine, Start
 from paceline.local.request import Request, search_path
-from paceline.wire.certificates import write_credentials
 from paceline_core.launch import Launch, Role, replicas
 from paceline_core.spec import Transport
 
@@ -48,7 +48,7 @@ class Fleet:
         command = [sys.executable, "-I", "-S", guard.__file__, self.training_id, str(self._private)]
         self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
         if self.spec.security.transport is Transport.TLS:
-            write_credentials(self._private, self.request.training.metadata.name)
+            paceline_credentials.write(self._private, self.request.training.metadata.name)
         threads = max(1, (os.cpu_count() or 1) // len(self._members))
         for role, ordinal in self._members:
             replica = Replica(self._plan(role, ordinal, threads), show)

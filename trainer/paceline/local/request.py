@@ -12,7 +12,7 @@ from pathlib import Path
 from paceline import manifest
 from paceline_core.errors import SpecError
 from paceline_core.launch import Role, Slowdown
-from paceline_core.spec import TRAINER_CONTAINER, Container, DistributedTraining, Strategy, Topology
+from paceline_core.spec import TRAINER_CONTAINER, Container, DistributedTraining
 
 ARRIVALS = "arrivals-ps-0.csv"
 MANIFEST = "manifest.yaml"
@@ -56,8 +56,8 @@ def check(request: Request) -> None:
         wrong.append("spec.runPolicy.suspend: the training is suspended; set it to false to run it")
     wrong += _command_problems(request)
     for worker in request.slow:
-        if worker >= spec.workers.replicas:
-            wrong.append(f"--slow worker-{worker}: there are only {spec.workers.replicas} workers, from worker-0")
+        if worker >= spec.world_size:
+            wrong.append(f"--slow worker-{worker}: there are only {spec.world_size} workers, from worker-0")
     if request.replay is not None:
         wrong += _replay_problems(request, request.replay)
     if wrong:
@@ -136,7 +136,7 @@ def _has_module(name: str, folder: Path) -> bool:
 
 def _replay_problems(request: Request, run: Path) -> list[str]:
     spec = request.training.spec
-    if spec.topology is not Topology.PARAMETER_SERVER or spec.server.strategy is not Strategy.ASYNCHRONOUS:
+    if not spec.asynchronous:
         return ["--replay: only Asynchronous runs need it; the others give the same weights each time"]
     if not (run / ARRIVALS).is_file() or not (run / MANIFEST).is_file():
         return [f"--replay {run}: is not the folder of a run (it has no {ARRIVALS} or no {MANIFEST})"]

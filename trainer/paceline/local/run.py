@@ -222,7 +222,7 @@ def _info(request: Request, fleet: Fleet) -> dict[str, Any]:
     servers = f"{spec.server.replicas} servers" if spec.server.replicas > 1 else "1 server"
     if spec.topology is Topology.ALL_REDUCE:
         servers = "1 coordinator"
-    workers = f"{spec.workers.replicas} workers" if spec.workers.replicas > 1 else "1 worker"
+    workers = f"{spec.world_size} workers" if spec.world_size > 1 else "1 worker"
     return {
         "training": request.training.metadata.name,
         "summary": f"{_strategy(request)}, {servers}, {workers}, {spec.security.transport}",

@@ -25,6 +25,8 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner, which ends us in order
         service.run()
+        if launch.ordinal == 0:
+            failure.write_summary(service.aggregator.summary(), launch.termination_log)
     except Exception as error:
         failure.write(error, launch.termination_log)
         if isinstance(error, PacelineError):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+REPORTED = 20  # values that a summary holds
 WINDOW = 200  # rounds, and steps of each worker, that count as recent
 FEWEST_ROUNDS = 20  # before a verdict
 SHARE = 0.5  # of all waiting, caused by one worker, before it is named
@@ -177,6 +178,18 @@ class Aggregator:
                 "verdict": recent,
                 "overall_verdict": verdict(self.lags.total, self.lags.rounds, self.lags.seconds),
             }
+
+    def summary(self) -> dict[str, Any]:
+        """The end of the training in a few hundred bytes: Kubernetes keeps 4096 of a termination message."""
+        status = self.status()
+        losses = [w["loss"] for w in status["workers"] if w["loss"] is not None]
+        return {
+            "step": max(w["step"] for w in status["workers"]),
+            "version": status["version"],
+            "loss": statistics.fmean(losses) if losses else None,
+            "reported": dict([item for w in status["workers"] for item in w["reported"].items()][:REPORTED]),
+            "verdict": status["overall_verdict"],
+        }
 
     def close(self) -> None:
         """Flush the log of steps."""

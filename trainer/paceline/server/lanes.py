@@ -53,7 +53,7 @@ class Lanes:
             raise ProtocolError("bad_payload", f"a HELLO without a signature or lane: {error}") from error
         if not 0 <= number < self.count:
             raise ProtocolError("bad_channel", f"lane {number} of {self.count}")
-        self.roll.connected(hello.worker)
+        self.roll.connected(hello.worker, hello.incarnation)
         try:
             executor = self._prepare(self.roll.agree(hello.worker, signature))
             inbox = self._replace(hello.worker, number, channel, len(executor.shard.buckets))

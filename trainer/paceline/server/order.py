@@ -93,6 +93,6 @@ class Leader:
             launch.servers[0], training, "ps-0", launch.tls, policy.start_timeout_seconds,
             launch.spec.gradients.timeout_seconds,
         )  # fmt: skip
-        channel.send_json(Header(Kind.HELLO, training, worker=launch.ordinal), {"role": "server", "channel": name})
-        channel.control(Kind.READY)
+        hello = Header(Kind.HELLO, training, worker=launch.ordinal)
+        channel.introduce(hello, {"role": "server", "channel": name})
         return channel

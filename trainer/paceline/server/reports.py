@@ -33,7 +33,7 @@ class Reports:
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError("bad_payload", f"a HELLO without a signature: {error}") from error
         worker = hello.worker
-        self._roll.connected(worker)
+        self._roll.connected(worker, hello.incarnation)
         try:
             self._roll.agree(worker, signature)
             self._aggregator.state(worker, "training", asked.get("total_steps"))

@@ -13,13 +13,14 @@ GRACE_SECONDS = 10.0  # to come back after the last connection broke
 class Roll:
     """Membership, for every thread; `changed` is notified of each change."""
 
-    def __init__(self, world_size: int, patience: float) -> None:
-        self.world_size, self.patience = world_size, patience
+    def __init__(self, world_size: int, patience: float, replaced: bool = False) -> None:
+        self.world_size, self.patience, self._replaced = world_size, patience, replaced
         self.signature: Signature | None = None  # worker 0's
         self.failure: Exception | None = None
         self.here: set[int] = set()  # workers that ever connected
         self.left: set[int] = set()
-        self.lost: set[int] = set()
+        self.lost: dict[int, float] = {}  # and since when
+        self.incarnations: dict[int, int] = {}  # the newest of each worker
         self.changed = threading.Condition()
         self._open: Counter[int] = Counter()  # connections of each worker
         self._gone: dict[int, float] = {}  # when a worker's last connection broke
@@ -40,9 +41,11 @@ class Roll:
             raise ModelMismatch(f"worker-{worker} trains another model than worker-0: {difference}")
         return self.signature
 
-    def connected(self, worker: int) -> None:
+    def connected(self, worker: int, incarnation: int) -> None:
         """A connection of this worker was opened."""
         with self.changed:
+            self.incarnations[worker] = max(incarnation, self.incarnations.get(worker, 0))
+            self.lost.pop(worker, None)
             self._open[worker] += 1
             self.here.add(worker)
             self._gone.pop(worker, None)
@@ -68,7 +71,7 @@ class Roll:
             out = [w for w, since in self._gone.items() if since < limit and w not in self.left]
             for worker in out:
                 del self._gone[worker]
-                self.lost.add(worker)
+                self.lost[worker] = time.monotonic()
             return out
 
     def fail(self, error: Exception) -> None:
@@ -83,9 +86,10 @@ class Roll:
             return sum(self._open.values())
 
     def finished(self) -> bool:
-        """Whether nobody is left to serve. Raises PeerLost when all were lost."""
+        """Whether nobody is left to serve, or to come back. Raises PeerLost when all were lost."""
         with self.changed:
-            gone = self.left | self.lost
+            limit = time.monotonic() - (self.patience if self._replaced else 0)
+            gone = self.left | {w for w, since in self.lost.items() if since <= limit}
             if len(gone) == self.world_size and not self.left:
                 raise PeerLost("every worker was lost")
             return len(gone) == self.world_size

@@ -42,7 +42,7 @@ class ParameterService:
         self.stopping = threading.Event()  # SIGTERM: write what is reached, and end
         self.registry = CollectorRegistry()
         self.metrics = ServerMetrics(self.registry, launch.training, launch.ordinal)
-        self.roll = Roll(launch.world_size, spec.run_policy.start_timeout_seconds)
+        self.roll = Roll(launch.world_size, spec.run_policy.start_timeout_seconds, launch.replaced)
         self.log = ArrivalLog(launch.output, launch.ordinal)
         self.first = launch.ordinal == 0
         self.synchronous = spec.server.strategy is Strategy.SYNCHRONOUS
@@ -120,7 +120,7 @@ class ParameterService:
         elif self.first:
             log.warning("%s; the others go on", lost(worker))
             self.aggregator.state(worker, "lost")
-            self._left(worker, self.launch.incarnation)
+            self._left(worker, self.roll.incarnations[worker])
 
     def _end(self) -> None:
         self.aggregator.finished = True

@@ -134,7 +134,7 @@ class Coordinator:
             web.server_close()
 
     def _store(self, channel: Channel, hello: Header, _: dict[str, Any]) -> None:
-        self.roll.connected(hello.worker)
+        self.roll.connected(hello.worker, hello.incarnation)
         try:
             channel.send_json(Header(Kind.READY, channel.training), {})
             while True:

@@ -108,6 +108,15 @@ class Channel:
         """Receive a control frame of `kind`, as `expect` does, and give its payload."""
         return self.json(self.expect(kind))
 
+    def introduce(self, hello: Header, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Say HELLO and give what READY says; the connection is closed when that fails. Raises as `control` does."""
+        try:
+            self.send_json(hello, asked)
+            return self.control(Kind.READY)
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """End the connection; waiting calls of other threads return with PeerLost."""
         try:

@@ -144,9 +144,7 @@ class Lane:
         )
         hello = replace(commit.header, kind=Kind.HELLO)
         asked = {"role": "worker", "channel": "lane", "lane": self.number, "signature": self._signature.to_json()}
-        channel.send_json(hello, asked)
-        ready = channel.control(Kind.READY)
-        self._initialised = bool(ready.get("initialised"))
+        self._initialised = bool(channel.introduce(hello, asked).get("initialised"))
         return channel
 
     def _repeat(self) -> None:
@@ -155,11 +153,12 @@ class Lane:
             self._channel.send(header, pieces)
 
     def _ask(self, channel: Channel, commit: Commit) -> Answer:
-        if commit.header.kind is Kind.JOIN and self.launch.ordinal == 0 and not self._initialised:
+        joining = commit.header.kind is Kind.JOIN
+        if joining and self.launch.ordinal == 0 and not self._initialised:
             for index in self.buckets:
                 pieces = self._targets.pieces(self.shard.buckets[index])
                 channel.send(replace(commit.header, kind=Kind.INITIAL, bucket=index), pieces)
-        for number, data in commit.statics:
+        for number, data in commit.statics if not (joining and self._initialised) else ():
             channel.send(replace(commit.header, kind=Kind.STATICS, bucket=number), (data,))
         channel.send_json(commit.header, commit.payload)
         sent = time.perf_counter()

@@ -85,8 +85,7 @@ class Reporter:
             patience, self._launch.spec.run_policy.start_timeout_seconds,
         )  # fmt: skip
         asked = {"role": "worker", "channel": "report", "signature": self._signature.to_json()}
-        channel.send_json(self._header(Kind.HELLO), {**asked, "total_steps": self._total})
-        channel.control(Kind.READY)
+        channel.introduce(self._header(Kind.HELLO), {**asked, "total_steps": self._total})
         channel.patience(LIMIT_SECONDS)
         return channel
 

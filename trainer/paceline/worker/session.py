@@ -102,8 +102,7 @@ class Session:
 
     def _join(self, frozen: "Statics") -> None:
         self._targets.load()
-        first = self.launch.ordinal == 0 and self.launch.incarnation == 0
-        statics = [(0, frozen.pack()), (1, self._buffers.pack())] if first else []
+        statics = [(0, frozen.pack()), (1, self._buffers.pack())] if self.launch.ordinal == 0 else []
         sizes = [frozen.nbytes, self._buffers.nbytes]
         found = self._commit(self._header(Kind.JOIN, step=0), {}, statics, sizes)
         for answer in found:

@@ -26,8 +26,7 @@ class WireStore(dist.Store):  # type: ignore[name-defined,misc]
         self._channel = endpoint.connect(
             launch.servers[0], training, "coordinator-0", launch.tls, self._seconds, self._seconds + MARGIN_SECONDS
         )
-        self._channel.send_json(self._header(Kind.HELLO), {"role": "worker", "channel": "store"})
-        self._channel.control(Kind.READY)
+        self._channel.introduce(self._header(Kind.HELLO), {"role": "worker", "channel": "store"})
 
     def set(self, key: str, value: str | bytes) -> None:
         """Set a key."""

@@ -19,7 +19,7 @@ from paceline.worker.session import Session
 from paceline.worker.steps import LastStep
 from paceline_core.errors import UsageError
 from paceline_core.launch import Launch
-from paceline_core.spec import OnStale, Strategy, Topology
+from paceline_core.spec import OnStale, Topology
 
 
 class Training:
@@ -32,9 +32,8 @@ class Training:
         self._side: Session | Ring | None = None
         self._failed = False
         self._answered = 0  # rejections for which the batch was repeated, by step
-        server = launch.spec.server
-        asynchronous = launch.spec.topology is not Topology.ALL_REDUCE and server.strategy is Strategy.ASYNCHRONOUS
-        self._repeats = asynchronous and server.staleness.on_stale is OnStale.RECOMPUTE
+        on_stale = launch.spec.server.staleness.on_stale
+        self._repeats = launch.spec.asynchronous and on_stale is OnStale.RECOMPUTE
         self._web = serve(launch.metrics, self._registry)
         self._excepthook, sys.excepthook = sys.excepthook, self._crashed
         atexit.register(self._leave)

@@ -1,4 +1,7 @@
-"""Credentials for one training: an authority made for it, and one certificate for servers and one for workers."""
+"""Credentials for one training: an authority made for it, and one certificate for servers and one for workers.
+
+The local runner writes them to a folder, the operator into a Secret.
+"""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -10,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 ROLES = ("server", "worker")
-VALID = timedelta(days=30)
+VALID = timedelta(days=365)  # they are looked at when a connection is made, so a longer training cannot reconnect
 EARLY = timedelta(minutes=5)  # for clocks that are behind
 
 
-def write_credentials(folder: Path, training: str) -> None:
-    """Write folder/<role>/{ca.pem,cert.pem,key.pem}; keys can be read by this user only.
+def issue(training: str) -> dict[str, dict[str, bytes]]:
+    """For each role, `server` and `worker`: the files ca.pem, cert.pem and key.pem.
 
     The authority's own key is not kept. A server's certificate serves as a client's too, because shards connect to
     one another; a worker's is a client's only.
@@ -27,13 +30,20 @@ def write_credentials(folder: Path, training: str) -> None:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    for role in ROLES:
-        _write_role(folder / role, role, authority, key)
+    return {role: _issue_role(role, authority, key) for role in ROLES}
 
 
-def _write_role(
-    folder: Path, role: str, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey
-) -> None:
+def write(folder: Path, training: str) -> None:
+    """Write folder/<role>/{ca.pem,cert.pem,key.pem}; keys can be read by this user only."""
+    for role, files in issue(training).items():
+        (folder / role).mkdir(parents=True, mode=0o700)
+        for name, data in files.items():
+            descriptor = os.open(folder / role / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+
+
+def _issue_role(role: str, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey) -> dict[str, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if role == "server":
@@ -45,14 +55,12 @@ def _write_role(
         .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    folder.mkdir(parents=True, mode=0o700)
     pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(authority.public_bytes(pem))
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    descriptor = os.open(folder / "key.pem", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(private)
+    return {
+        "ca.pem": authority.public_bytes(pem),
+        "cert.pem": certificate.public_bytes(pem),
+        "key.pem": key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    }
 
 
 def _name(text: str) -> x509.Name:

@@ -1,0 +1,1 @@
+"""Paceline's operator: makes the pods of each DistributedTraining, and tells how it goes."""

@@ -1,0 +1,66 @@
+"""Why a pod failed: one row for each kind, in the order in which they are tried. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paceline_operator.observe import Pod
+
+SHOWN = 1500  # characters of a traceback or message in a condition
+PERMANENT = ("ModelMismatch", "UsageError", "LaunchError")  # Paceline's errors that come again with every attempt
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A failure in words. `victim`: it failed because another did."""
+
+    reason: str
+    message: str
+    counted: bool = True
+    victim: bool = False
+    permanent: bool = False
+
+
+def cause(pod: Pod, namespace: str) -> Cause | None:
+    """Why this pod failed or is being taken away; None while it is well."""
+    if pod.phase == "Succeeded":
+        return None
+    if pod.disruption is not None:
+        return Cause(pod.disruption.reason, f"{pod.replica}: {pod.disruption.message}", counted=False)
+    if pod.phase != "Failed":
+        if pod.terminating is None:
+            return None
+        return Cause("PodDeleted", f"{pod.replica}: its pod was deleted", counted=False)
+    if pod.end is None or pod.end.code == -1:
+        words = f"{pod.end.reason} {pod.end.message}".strip() if pod.end else "no container has ended"
+        return Cause("PodFailed", f"{pod.replica}: {words}", counted=pod.terminating is None)
+    return _exited(pod, namespace)
+
+
+def _exited(pod: Pod, namespace: str) -> Cause:
+    end = pod.end
+    assert end is not None, "asked only about ended pods"
+    logs = f"see: kubectl logs -n {namespace} {pod.name}"
+    if end.reason == "OOMKilled":
+        return Cause(
+            "OutOfMemory",
+            f"{pod.replica} used more memory than the limit of its container and was killed: raise "
+            "resources.limits.memory, or make the batch smaller",
+        )
+    if end.reason in ("StartError", "ContainerCannotRun"):
+        return Cause("StartError", f"{pod.replica} could not be started: {end.message[-SHOWN:]}")
+    if pod.terminating is not None:
+        return Cause("PodDeleted", f"{pod.replica}: its pod was deleted", counted=False)
+    if "kind" in end.told:
+        kind, message = str(end.told["kind"]), str(end.told.get("message", ""))[:SHOWN]
+        return Cause(
+            "ScriptFailed",
+            f"{pod.replica} failed: {kind}: {message} ({logs})",
+            victim=bool(end.told.get("victim")),
+            permanent=kind in PERMANENT,
+        )
+    return Cause("ExitCode", f"{pod.replica} ended with exit code {end.code} ({logs})")
+
+
+def root(causes: Sequence[tuple[Pod, Cause]]) -> tuple[Pod, Cause]:
+    """The first that is nobody's victim: what the cluster did, then what ended earliest."""
+    return min(causes, key=lambda pc: (pc[1].victim, pc[1].counted, pc[0].finished or float("inf"), pc[0].name))

@@ -1,0 +1,65 @@
+"""The shell around the operator's decisions: kopf's watches put keys into the queue, which calls reconcile."""
+
+import asyncio
+import logging
+from typing import Any
+
+import kopf
+
+from paceline_operator import labels
+from paceline_operator.cluster import Cluster, Key
+from paceline_operator.health import Health
+from paceline_operator.settings import Settings
+from paceline_operator.workqueue import WorkQueue
+
+log = logging.getLogger("paceline.operator")
+WATCH_SECONDS = 300  # after which a watch is begun anew, even if the connection died unnoticed
+CONNECT_SECONDS = 10
+
+
+def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
+    """Handlers that only say what to look at: nothing is decided from an event."""
+    out = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=out)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.posting.enabled = False
+        settings.scanning.disabled = True
+        settings.watching.server_timeout = WATCH_SECONDS
+        settings.watching.client_timeout = WATCH_SECONDS + 60
+        settings.watching.connect_timeout = CONNECT_SECONDS
+
+    @kopf.on.login(registry=out, retries=10, backoff=1.0)
+    async def login(**given: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
+
+    @kopf.on.event(labels.GROUP, labels.VERSION, labels.PLURAL, registry=out)
+    async def training_changed(event: Any, namespace: str | None, name: str | None, **_: Any) -> None:
+        assert namespace is not None, "trainings have one"
+        assert name is not None, "and this too"
+        metadata = event["object"]["metadata"]
+        health.seen(metadata["uid"], None if event["type"] == "DELETED" else metadata["resourceVersion"])
+        queue.add(Key(namespace, name))
+
+    @kopf.on.event("", "v1", "pods", labels={labels.TRAINING: kopf.PRESENT}, registry=out)
+    async def pod_changed(event: Any, namespace: str | None, **_: Any) -> None:
+        assert namespace is not None, "pods have one"
+        queue.add(Key(namespace, event["object"]["metadata"]["labels"][labels.TRAINING]))
+
+    return out
+
+
+async def watch(queue: WorkQueue[Key], health: Health, settings: Settings) -> None:
+    """Watch until cancelled."""
+    scope: dict[str, Any] = {"namespaces": [settings.watch]} if settings.watch else {"clusterwide": True}
+    await kopf.operator(registry=registry(queue, health), standalone=True, **scope)
+
+
+async def resync(cluster: Cluster, queue: WorkQueue[Key], health: Health, settings: Settings) -> None:
+    """Look at every training now and then, in case a watch missed something, and notice a watch that is dead."""
+    while True:
+        await asyncio.sleep(settings.resync_seconds)
+        items = await cluster.trainings(settings.watch)
+        health.listed({i["metadata"]["uid"]: i["metadata"]["resourceVersion"] for i in items})
+        for item in items:
+            queue.add(Key(item["metadata"]["namespace"], item["metadata"]["name"]))

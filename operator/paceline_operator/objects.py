@@ -1,0 +1,290 @@
+"""The Kubernetes objects of a training. Pure: from the resource to plain objects; no builder edits its input."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from paceline_core.launch import PREFIX, Launch, Role
+from paceline_core.spec import TRAINER_CONTAINER, Topology, TrainingSpec, Transport
+from paceline_operator import labels
+from paceline_operator.decide import replicas
+
+Object = dict[str, Any]
+WIRE_PORT, METRICS_PORT = 7070, 9090
+TLS_FOLDER, OUTPUT_FOLDER = "/var/run/paceline/tls", "/var/run/paceline/output"
+TLS_VOLUME, SHARED_MEMORY_VOLUME = "paceline-tls", "paceline-shm"
+TERMINATION_LOG = "/dev/termination-log"
+SERVER_CONTAINER = "server"
+ENTRYPOINT = ["python", "-m", "paceline.entrypoint"]
+SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3}
+BINARY_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The training that objects are made for."""
+
+    name: str
+    namespace: str
+    uid: str
+    spec: TrainingSpec
+    templates: Mapping[str, Any]  # the raw `spec`, whose pod templates are passed through as they are
+
+    @property
+    def metadata(self) -> Object:
+        """What the metadata of every object has."""
+        owner = {
+            "apiVersion": f"{labels.GROUP}/{labels.VERSION}",
+            "kind": labels.KIND,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        return {"namespace": self.namespace, "labels": labels.of_training(self.name), "ownerReferences": [owner]}
+
+
+def service(it: Subject) -> Object:
+    """The headless Service that gives each pod a name."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {**it.metadata, "name": it.name},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,  # servers are found before all of them are ready
+            "selector": {labels.TRAINING: it.name},
+            "ports": [{"name": "wire", "port": WIRE_PORT}, {"name": "metrics", "port": METRICS_PORT}],
+        },
+    }
+
+
+def secret(it: Subject, credentials: Mapping[str, Mapping[str, bytes]]) -> Object:
+    """The credentials of both roles; each pod mounts those of its own."""
+    data = {f"{role}.{file}": text for role, files in credentials.items() for file, text in files.items()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {**it.metadata, "name": labels.secret_name(it.name, it.uid)},
+        "immutable": True,
+        "type": "Opaque",
+        "data": {name: base64.b64encode(text).decode() for name, text in data.items()},
+    }
+
+
+def network_policy(it: Subject, operator_namespace: str, metrics_from: Sequence[Object]) -> Object:
+    """Only the training's own pods reach one another; the operator and the named peers reach the metrics."""
+    own = {"podSelector": {"matchLabels": {labels.TRAINING: it.name}}}
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
+        "podSelector": {"matchLabels": labels.OPERATOR},
+    }
+    last = METRICS_PORT + it.spec.workers.processes - 1
+    ports = [{"protocol": "TCP", "port": METRICS_PORT} | ({"endPort": last} if last > METRICS_PORT else {})]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {**it.metadata, "name": it.name},
+        "spec": {
+            "podSelector": {"matchLabels": {labels.TRAINING: it.name}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [own]}, {"from": [operator, *metrics_from], "ports": ports}],
+        },
+    }
+
+
+def pod(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: int) -> Object:
+    """The pod of one replica."""
+    template = _template(it, role)
+    name = labels.pod_name(it.name, role, ordinal)
+    main = TRAINER_CONTAINER if role is Role.WORKER else SERVER_CONTAINER
+    spec = deepcopy(template["spec"])
+    launch = _launch(it, role, ordinal, attempt, incarnation, _mounts(spec, main))
+    spec["containers"] = [_container(it, c, launch) if c["name"] == main else c for c in spec["containers"]]
+    spec["containers"] = [_confined(c) for c in spec["containers"]]
+    if "initContainers" in spec:
+        spec["initContainers"] = [_confined(c) for c in spec["initContainers"]]
+    spec["volumes"] = [*spec.get("volumes", ()), *_volumes(it, role, spec)]
+    given = template.get("metadata", {})
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            **it.metadata,
+            "name": name,
+            "labels": {**given.get("labels", {}), **labels.of_pod(it.name, role, ordinal, attempt)},
+            "annotations": {**_scraped(), **given.get("annotations", {})},
+        },
+        "spec": {
+            "enableServiceLinks": False,
+            "automountServiceAccountToken": False,
+            **spec,
+            "restartPolicy": "Never",
+            "hostname": name,
+            "subdomain": it.name,
+            "securityContext": _pod_security(spec.get("securityContext", {})),
+        },
+    }
+
+
+def problems(it: Subject) -> list[str]:
+    """What is wrong with the templates that only the operator can find."""
+    out = []
+    for path, role in (("workers", Role.WORKER), (_member(it.spec), replicas(it.spec)[0][0])):
+        spec = _template(it, role)["spec"]
+        where = f"spec.{path}.template.spec"
+        taken = {v["name"] for v in spec.get("volumes", ())} & {TLS_VOLUME, SHARED_MEMORY_VOLUME}
+        out += [f"{where}.volumes: the name {name} is Paceline's own; choose another" for name in sorted(taken)]
+        names = [c["name"] for c in spec["containers"]]
+        if role is not Role.WORKER and SERVER_CONTAINER not in names:
+            out.append(f"{where}.containers: needs one named `{SERVER_CONTAINER}`; found: {', '.join(names)}")
+        for container in spec["containers"]:
+            own = [e["name"] for e in container.get("env", ()) if e["name"].startswith(PREFIX)]
+            out += [f"{where}.containers[{container['name']}].env: {name} is set by the operator" for name in own]
+        if role is Role.WORKER and not _named(spec, TRAINER_CONTAINER).get("image"):
+            out.append(f"{where}.containers[{TRAINER_CONTAINER}].image: is required in a cluster")
+    return out
+
+
+def _member(spec: TrainingSpec) -> str:
+    return "allReduce" if spec.topology is Topology.ALL_REDUCE else "parameterServer"
+
+
+def _template(it: Subject, role: Role) -> Mapping[str, Any]:
+    """The pod template of a role. Servers run in the workers' image unless they have a template of their own."""
+    workers: Mapping[str, Any] = it.templates["workers"]["template"]
+    if role is Role.WORKER:
+        return workers
+    given = it.templates.get(_member(it.spec), {}).get("template")
+    trainer = _named(workers["spec"], TRAINER_CONTAINER)
+    inherited = {k: trainer[k] for k in ("image", "imagePullPolicy") if k in trainer}
+    if given is None:
+        kept = {k: workers["spec"][k] for k in ("imagePullSecrets",) if k in workers["spec"]}
+        return {"spec": {**kept, "containers": [{"name": SERVER_CONTAINER, **inherited}]}}
+    containers = [{**inherited, **c} if c["name"] == SERVER_CONTAINER else c for c in given["spec"]["containers"]]
+    return {**given, "spec": {**given["spec"], "containers": containers}}
+
+
+def _named(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next(c for c in spec["containers"] if c["name"] == name)
+
+
+def training_id(uid: str, attempt: int) -> str:
+    """Another for each attempt, so that a straggler of an earlier one is refused: 32 hexadecimal digits."""
+    return hashlib.sha256(f"{uid}/{attempt}".encode()).hexdigest()[:32]
+
+
+def _launch(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: int, mounts: set[str]) -> Launch:
+    names = [labels.pod_name(it.name, r, i) for r, i in replicas(it.spec) if r is not Role.WORKER]
+    extra = {}
+    if role is Role.WORKER:
+        if it.spec.workers.processes > 1:
+            extra[PREFIX + "PROCESSES"] = str(it.spec.workers.processes)
+        if it.spec.workers.gpus:
+            extra[PREFIX + "GPUS"] = str(it.spec.workers.gpus)
+    return Launch(
+        role=role,
+        ordinal=ordinal,
+        training=it.name,
+        training_id=training_id(it.uid, attempt),
+        spec=it.spec,
+        servers=tuple(f"{name}.{it.name}.{it.namespace}.svc:{WIRE_PORT}" for name in names),
+        incarnation=incarnation,
+        replaced=it.spec.asynchronous,
+        listen=f"0.0.0.0:{WIRE_PORT}",
+        metrics=f"0.0.0.0:{METRICS_PORT}",
+        tls=TLS_FOLDER if it.spec.security.transport is Transport.TLS else None,
+        output=OUTPUT_FOLDER if OUTPUT_FOLDER in mounts else None,
+        termination_log=TERMINATION_LOG,
+        extra=extra,
+    )
+
+
+def _mounts(spec: Mapping[str, Any], main: str) -> set[str]:
+    return {m["mountPath"].rstrip("/") for m in _named(spec, main).get("volumeMounts", ())}
+
+
+def _container(it: Subject, given: Mapping[str, Any], launch: Launch) -> Object:
+    """The container that trains or serves, with Paceline's environment around what the template says."""
+    command = list(given.get("command", ())) if launch.role is Role.WORKER else ["python", "-m", "paceline.server"]
+    environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(_threads(given, it.spec))} | launch.to_environment()
+    own = {e["name"] for e in given.get("env", ())}
+    out = {
+        **given,
+        "command": [*ENTRYPOINT, *command],
+        "env": [
+            *({"name": k, "value": v} for k, v in environment.items() if k not in own),
+            *given.get("env", ()),
+        ],
+        "ports": [*given.get("ports", ()), *_ports(launch)],
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    mounts = [*given.get("volumeMounts", ())]
+    if launch.tls:
+        mounts.append({"name": TLS_VOLUME, "mountPath": TLS_FOLDER, "readOnly": True})
+    if _needs_shared_memory(given):
+        mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"})  # noqa: S108 - the pod's own
+    if mounts:
+        out["volumeMounts"] = mounts
+    return out
+
+
+def _ports(launch: Launch) -> list[Object]:
+    wire = [] if launch.role is Role.WORKER else [{"name": "wire", "containerPort": WIRE_PORT}]
+    return [*wire, {"name": "metrics", "containerPort": METRICS_PORT}]
+
+
+def _threads(container: Mapping[str, Any], spec: TrainingSpec) -> int:
+    """CPU threads of each process: its part of the CPU limit; 1 without a limit, as torchrun does."""
+    limit = (container.get("resources", {}).get("limits") or {}).get("cpu")
+    processes = spec.workers.processes if container["name"] == TRAINER_CONTAINER else 1
+    return max(1, math.floor(cores(limit) / processes)) if limit is not None else 1
+
+
+def cores(quantity: str | float) -> float:
+    """A Kubernetes CPU quantity, such as 500m or 2, as a number of cores. Raises ValueError."""
+    text = str(quantity)
+    for suffix, factor in (*BINARY_SUFFIXES.items(), *((s, f) for s, f in SUFFIXES.items() if s)):
+        if text.endswith(suffix):
+            return float(text.removesuffix(suffix)) * factor
+    return float(text)
+
+
+def _needs_shared_memory(container: Mapping[str, Any]) -> bool:
+    """Data loaders and NCCL use /dev/shm, of which a container has 64 MiB: GPU pods get more, unless they mount it."""
+    limits = container.get("resources", {}).get("limits") or {}
+    mounted = any(m["mountPath"] == "/dev/shm" for m in container.get("volumeMounts", ()))  # noqa: S108
+    return not mounted and any(name.endswith("/gpu") for name in limits)
+
+
+def _volumes(it: Subject, role: Role, spec: Mapping[str, Any]) -> list[Object]:
+    out: list[Object] = []
+    if it.spec.security.transport is Transport.TLS:
+        prefix = "worker" if role is Role.WORKER else "server"
+        items = [{"key": f"{prefix}.{file}", "path": file} for file in ("ca.pem", "cert.pem", "key.pem")]
+        out.append({"name": TLS_VOLUME, "secret": {"secretName": labels.secret_name(it.name, it.uid), "items": items}})
+    mounts = {m["name"] for c in spec["containers"] for m in c.get("volumeMounts", ())}
+    if SHARED_MEMORY_VOLUME in mounts:
+        out.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
+    return out
+
+
+def _pod_security(given: Mapping[str, Any]) -> Object:
+    """What Pod Security *restricted* asks of a pod, where the template does not say otherwise."""
+    return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **given}
+
+
+def _confined(container: Mapping[str, Any]) -> Object:
+    """What Pod Security *restricted* asks of a container, where the template does not say otherwise."""
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {**container, "securityContext": {**confined, **container.get("securityContext", {})}}
+
+
+def _scraped() -> Object:
+    """For a Prometheus that finds pods by annotation."""
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}

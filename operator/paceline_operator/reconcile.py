@@ -1,0 +1,203 @@
+"""Brings one training nearer to what its resource says: observe, decide, remember or act, one status write, events."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import paceline_credentials
+from paceline_core import validation
+from paceline_core.errors import SpecError
+from paceline_core.launch import Role
+from paceline_core.spec import Transport
+from paceline_operator import objects, observe, status
+from paceline_operator.cluster import Cluster, Conflict, Key, Object, Refused
+from paceline_operator.decide import Decision, Situation, decide
+from paceline_operator.labels import MANAGER
+from paceline_operator.memory import Memory, text
+from paceline_operator.objects import Subject
+from paceline_operator.observe import Pod, Trouble
+from paceline_operator.progress import Poller
+from paceline_operator.settings import Settings
+
+SOON_SECONDS = 1.0
+CREATING_SECONDS = 10.0  # that containers may take to be made before the kubelet's warnings are read
+REFUSED_SECONDS = 15.0
+WRITE_SECONDS = 10.0  # between two writes of a status in which only figures have changed
+FIGURES = ("step", "progress", "loss", "reported", "totalSteps")
+GOOD = ("PodsStarting", "WorkersJoining", "Training", "Suspended", "TrainingSucceeded")
+log = logging.getLogger("paceline.operator")
+
+
+class Reconciler:
+    """`reconcile(key)` may be called at any time and any number of times."""
+
+    def __init__(self, cluster: Cluster, poller: Poller, settings: Settings) -> None:
+        self._cluster, self._poller, self._settings = cluster, poller, settings
+        self._written: dict[str, float] = {}  # uid -> when the status was last written
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look once; gives the seconds after which to look again."""
+        training = await self._cluster.training(key)
+        if training is None or training["metadata"].get("deletionTimestamp"):
+            self._poller.forget(key)
+            return None
+        if training["spec"].get("runPolicy", {}).get("managedBy", MANAGER) != MANAGER:
+            return None
+        try:
+            return await self._look(key, training)
+        except Conflict:
+            return SOON_SECONDS
+
+    async def _look(self, key: Key, training: Object) -> float | None:
+        subject = await self._subject(training)
+        if subject is None:
+            return None
+        items = await self._cluster.pods(key)
+        pods = observe.pods(items, subject.uid)
+        memory, now = Memory.from_status(training.get("status", {})), time.time()
+        if memory.reason == "InvalidSpec" and memory.generation != training["metadata"]["generation"]:
+            memory = Memory()  # it was mended
+        generation = training["metadata"]["generation"]
+        it = Situation(subject.spec, key.namespace, generation, memory, pods, now, self._settings.rules)
+        decision = decide(it)
+        progress = status.last_words(pods) or self._poller.follow(key, _host(pods, memory))
+        if decision.memory == memory:
+            problem = await self._act(subject, it, decision, len(items) - len(pods))
+            if problem is not None:
+                return await self._refuse(training, problem)
+        warnings = await self._warnings(key.namespace, pods, now)
+        it = replace(it, memory=decision.memory)
+        after = status.status(it, decision, progress, warnings, training.get("status", {}))
+        wait = await self._write(training, after, now)
+        return min((t for t in (decision.again, wait) if t is not None), default=None)
+
+    async def _subject(self, training: Object) -> Subject | None:
+        """The training as a model; None, with a condition that says why, when it cannot be run as it is written."""
+        metadata = training["metadata"]
+        wrong: Sequence[str]
+        try:
+            spec = validation.training(training).spec
+            subject = Subject(metadata["name"], metadata["namespace"], metadata["uid"], spec, training["spec"])
+            wrong = objects.problems(subject)
+        except SpecError as error:
+            subject, wrong = None, error.problems
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            subject, wrong = None, [f"a pod template cannot be read: {type(error).__name__}: {error}"]
+        if not wrong:
+            return subject
+        await self._fail(training, "InvalidSpec", wrong)
+        return None
+
+    async def _refuse(self, training: Object, problem: Refused) -> float | None:
+        if problem.permanent:
+            await self._fail(training, "InvalidSpec", [f"the API server refuses a pod: {problem}"])
+            return None
+        now, before = time.time(), training.get("status", {})
+        message = f"the API server refuses a pod, and is asked again: {problem}"
+        after = status.refused(training["metadata"]["generation"], now, before, "PodRefused", [message])
+        await self._write(training, _only_pending(after), now)
+        return REFUSED_SECONDS
+
+    async def _fail(self, training: Object, reason: str, problems: Sequence[str]) -> None:
+        now, before = time.time(), training.get("status", {})
+        after = status.refused(training["metadata"]["generation"], now, before, reason, problems)
+        if before.get("phase") not in ("Succeeded", "Failed") or before.get("reason") == reason:
+            after.setdefault("completionTime", text(now))
+            await self._write(training, after, now)
+
+    async def _act(self, subject: Subject, it: Situation, decision: Decision, foreign: int) -> Refused | None:
+        """Carry out a decision; gives the refusal of an object, if there was one."""
+        key = Key(subject.namespace, subject.name)
+        if decision.remove:
+            await self._cluster.delete_training(key, subject.uid)
+            return None
+        overdue = {p.uid for p in decision.kill}
+        await asyncio.gather(
+            *(
+                self._cluster.delete_pod(key.namespace, p.name, p.uid, at_once=p.uid in overdue)
+                for p in (*decision.delete, *decision.kill)
+            )
+        )
+        if not decision.create or foreign:  # pods of an earlier training of this name go first
+            return None
+        try:
+            await self._prepare(subject)
+            await asyncio.gather(*(self._create(subject, it, role, i) for role, i in decision.create))
+        except Refused as problem:
+            return problem
+        return None
+
+    async def _prepare(self, subject: Subject) -> None:
+        """The Service, the NetworkPolicy and, once, the Secret."""
+        await self._cluster.apply_service(objects.service(subject))
+        settings = self._settings
+        policy = objects.network_policy(subject, settings.namespace, settings.metrics_from)
+        await self._cluster.apply_network_policy(policy)
+        if subject.spec.security.transport is Transport.TLS:
+            await self._cluster.create_secret(objects.secret(subject, paceline_credentials.issue(subject.name)))
+
+    async def _create(self, subject: Subject, it: Situation, role: Role, ordinal: int) -> None:
+        # A pod made later has a greater incarnation, whatever the operator remembers of those before it.
+        incarnation = max(0, int(it.now - it.memory.attempt_start))
+        await self._cluster.create_pod(objects.pod(subject, role, ordinal, it.memory.attempt, incarnation))
+
+    async def _warnings(self, namespace: str, pods: Sequence[Pod], now: float) -> dict[str, Trouble]:
+        """What the kubelet says about pods whose containers it cannot make; asked about one, who speaks for all."""
+        late = [p for p in pods if p.creating and p.trouble is None and now - p.created > CREATING_SECONDS]
+        if not late:
+            return {}
+        found = observe.with_warning(late[0], await self._cluster.events(namespace, late[0].uid))
+        return {late[0].uid: found} if found else {}
+
+    async def _write(self, training: Object, after: Object, now: float) -> float | None:
+        """Write the status if it has changed, figures alone not too often; then tell what is new as an event."""
+        before, uid = training.get("status", {}), training["metadata"]["uid"]
+        if after == before:
+            return None
+        quiet = _without(after, FIGURES) == _without(before, FIGURES)
+        wait = self._written.get(uid, 0.0) + WRITE_SECONDS - now
+        if quiet and wait > 0:
+            return wait
+        await self._cluster.write_status(training, after)
+        self._written[uid] = now
+        if (before.get("phase"), before.get("reason")) != (after["phase"], after["reason"]):
+            kind = "Normal" if after["reason"] in GOOD else "Warning"
+            await self._cluster.tell(training, kind, after["reason"], after["message"], now)
+        await self._tell_straggler(training, before, after, now)
+        return None
+
+    async def _tell_straggler(self, training: Object, before: Object, after: Object, now: float) -> None:
+        was, now_is = (_condition(s, "Straggling") for s in (before, after))
+        if now_is and now_is["status"] == "True" and (was is None or was["status"] != "True"):
+            await self._cluster.tell(training, "Warning", now_is["reason"], now_is["message"], now)
+
+
+def _host(pods: Sequence[Pod], memory: Memory) -> str | None:
+    """Where shard 0 or the coordinator of this attempt answers, while it runs."""
+    if memory.result is not None:
+        return None
+    first = (p for p in pods if not p.is_worker and p.ordinal == 0 and p.attempt == memory.attempt)
+    return next((p.ip for p in first if p.phase == "Running" and p.terminating is None), None)
+
+
+def _condition(of: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    return next((c for c in of.get("conditions", ()) if c["type"] == name), None)
+
+
+def _without(value: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A status without what changes all the time."""
+    kept = {k: v for k, v in value.items() if k not in names}
+    kept["conditions"] = [{k: v for k, v in c.items() if k != "message"} for c in kept.get("conditions", ())]
+    return kept
+
+
+def _only_pending(after: Object) -> Object:
+    """The status of a training that waits for leave to make its pods."""
+    conditions = [
+        {**c, "status": "True" if c["type"] == "Progressing" else "False"} if c["type"] != "Straggling" else c
+        for c in after["conditions"]
+    ]
+    return {**after, "phase": "Pending", "conditions": conditions}
