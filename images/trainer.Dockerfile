@@ -20,7 +20,9 @@ COPY trainer /tmp/paceline/trainer
 COPY operator /tmp/paceline/operator
 RUN pip install --no-cache-dir "/tmp/paceline[trainer,examples]" && rm -r /tmp/paceline
 
-RUN mkdir /workspace && chown 1000:1000 /workspace
+# a name for the user, which libraries ask for
+RUN echo 'paceline:x:1000:1000::/workspace:/bin/sh' >> /etc/passwd && echo 'paceline:x:1000:' >> /etc/group \
+ && mkdir /workspace && chown 1000:1000 /workspace
 WORKDIR /workspace
 USER 1000:1000
 ENV HOME=/workspace

@@ -7,20 +7,17 @@ import signal
 import sys
 
 from kubernetes.aio import client, config
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 from prometheus_client import CollectorRegistry
 
 from paceline_operator import handlers, web
 from paceline_operator.cluster import Cluster, Key
 from paceline_operator.health import Health
+from paceline_operator.leader import lead
 from paceline_operator.progress import Poller
 from paceline_operator.reconcile import Reconciler
 from paceline_operator.settings import Settings, read
 from paceline_operator.workqueue import WorkQueue
 
-LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15, 10, 2
 log = logging.getLogger("paceline.operator")
 
 
@@ -47,40 +44,28 @@ async def _run(settings: Settings) -> int:
     health = Health()
     async with client.ApiClient() as api:
         runner = await web.serve(settings.web, CollectorRegistry(), health)
-        work = asyncio.create_task(
-            _lead(api, settings, health) if settings.leader_election else _work(api, settings, health)
-        )
+        work = asyncio.create_task(_begin(api, settings, health, stop))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        ended = work.done()
+        ended = work.done() and not stop.is_set()
         work.cancel()
         results = await asyncio.gather(work, return_exceptions=True)
         stopped.cancel()
         await runner.cleanup()
     if ended:
-        log.error("the operator ends: %s", results[0] or "its lease was lost")
+        log.error("the operator ends", exc_info=results[0])
     return 1 if ended else 0
 
 
-async def _lead(api: client.ApiClient, settings: Settings, health: Health) -> None:
-    """Work while this process holds the lease."""
-    lock = LeaseLock(settings.lease, settings.namespace, settings.identity, api)
-    work: asyncio.Task[None] | None = None
-
-    async def begin() -> None:
-        nonlocal work
-        work = asyncio.create_task(_work(api, settings, health))
-        await work
-
-    async def end() -> None:
-        if work:
-            work.cancel()
-
-    log.info("%s waits for the lease %s/%s", settings.identity, settings.namespace, settings.lease)
-    await LeaderElection(Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, begin, end)).run()
+async def _begin(api: client.ApiClient, settings: Settings, health: Health, stop: asyncio.Event) -> None:
+    """Work at once, or while this process holds the lease."""
+    if settings.leader_election:
+        await lead(api, settings, lambda: _work(api, settings, health, stop))
+    else:
+        await _work(api, settings, health, stop)
 
 
-async def _work(api: client.ApiClient, settings: Settings, health: Health) -> None:
+async def _work(api: client.ApiClient, settings: Settings, health: Health, stop: asyncio.Event) -> None:
     """Watch, poll, resync and reconcile until cancelled, or until one of them breaks."""
     cluster = Cluster(api)
     queue: WorkQueue[Key] = WorkQueue()
@@ -91,7 +76,7 @@ async def _work(api: client.ApiClient, settings: Settings, health: Health) -> No
         group.create_task(queue.run(reconciler.reconcile))
         group.create_task(poller.run())
         group.create_task(handlers.resync(cluster, queue, health, settings))
-        group.create_task(handlers.watch(queue, health, settings))
+        group.create_task(handlers.watch(queue, health, settings, stop))
 
 
 if __name__ == "__main__":

@@ -49,10 +49,13 @@ def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
     return out
 
 
-async def watch(queue: WorkQueue[Key], health: Health, settings: Settings) -> None:
-    """Watch until cancelled."""
+async def watch(queue: WorkQueue[Key], health: Health, settings: Settings, stop: asyncio.Event) -> None:
+    """Watch until cancelled, or until a signal tells kopf to stop: then set `stop`, for everything else."""
     scope: dict[str, Any] = {"namespaces": [settings.watch]} if settings.watch else {"clusterwide": True}
+    # kopf would make up an identity from the user's name, which a container's user need not have
+    scope["identity"] = settings.identity
     await kopf.operator(registry=registry(queue, health), standalone=True, **scope)
+    stop.set()
 
 
 async def resync(cluster: Cluster, queue: WorkQueue[Key], health: Health, settings: Settings) -> None:
