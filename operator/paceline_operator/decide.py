@@ -15,6 +15,7 @@ from paceline_operator.memory import TRAINING, Failure, Memory
 from paceline_operator.observe import Pod
 
 SETTLE_SECONDS = 3.0  # after a victim's failure, for the failure that made it one
+FAREWELL_SECONDS = 20.0  # after the last worker, for the servers to end
 LOOK_AGAIN_SECONDS = 5.0  # while pods do not start, or are being taken away
 
 
@@ -62,8 +63,8 @@ def decide(it: Situation) -> Decision:
     deadline = policy.active_deadline_seconds
     if deadline is not None and it.now >= memory.start + deadline:
         return _finish(it, "Failed", "DeadlineExceeded", f"the training ran for longer than {deadline:g} s")
-    if _succeeded(it):
-        return _finish(it, "Succeeded", "TrainingSucceeded", "all workers have ended their scripts")
+    if _workers_are_done(it):
+        return _farewell(it)
     if memory.broken is not None:
         return _begin_anew(it)
     return _soonest(_new_failure(it) or _tend(it), deadline and memory.start + deadline - it.now)
@@ -101,7 +102,20 @@ def _finish(it: Situation, result: str, reason: str, message: str) -> Decision:
     return Decision(replace(memory, generation=it.generation), again=0)
 
 
-def _succeeded(it: Situation) -> bool:
+def _farewell(it: Situation) -> Decision:
+    """All scripts have ended well: so will the servers, unless no worker ever came to them."""
+    servers = [p for p in current(it) if not p.is_worker and p.phase in ("Pending", "Running") and not p.terminating]
+    if not servers:
+        return _finish(it, "Succeeded", "TrainingSucceeded", "all workers have ended their scripts")
+    last = max(p.finished or it.now for p in current(it) if p.is_worker)
+    if it.now < last + FAREWELL_SECONDS:
+        return Decision(it.memory, again=1.0)
+    names = ", ".join(p.replica for p in servers)
+    message = f"all scripts ended, but {names} waited in vain: do they call paceline.distribute()?"
+    return _finish(it, "Failed", "NeverJoined", message)
+
+
+def _workers_are_done(it: Situation) -> bool:
     done = {p.ordinal for p in current(it) if p.is_worker and p.phase == "Succeeded"}
     return len(done) == it.spec.workers.replicas
 

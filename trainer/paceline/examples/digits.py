@@ -1,16 +1,14 @@
 """Handwritten digits: a small convolutional network on the 1,797 images that come with scikit-learn."""
 
 import argparse
-import hashlib
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import paceline
+from paceline.examples.saving import save
 
 TEST_IMAGES = 360
 
@@ -79,8 +77,7 @@ def main() -> None:
         paceline.report(accuracy=right)
         print(f"test accuracy {right:.1%}")
         if options.save:
-            save_file(model.state_dict(), options.save)
-            print(f"weights {options.save} (SHA-256 {hashlib.sha256(Path(options.save).read_bytes()).hexdigest()})")
+            save(model, options.save)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import paceline
+from paceline.examples.saving import save
 
 CONTEXT = 64  # bytes that the model sees
 WIDTH, HEADS, LAYERS = 512, 8, 4  # about 12.7 million parameters, 51 MB
@@ -62,15 +63,20 @@ def groups(model: nn.Module) -> list[dict[str, object]]:
     ]
 
 
-def main() -> None:
-    """Train, printing the loss in bits for each byte."""
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=4, help="windows in each worker's step")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--text-bytes", type=int, default=4 << 20)
-    options = parser.parse_args()
+    parser.add_argument("--save", metavar="FILE", help="where worker 0 writes the weights, as safetensors")
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Train, printing the loss in bits for each byte."""
+    options = arguments()
     torch.manual_seed(0)
     model: nn.Module = Transformer()
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups(model), lr=options.lr, betas=(0.9, 0.95))
@@ -103,6 +109,8 @@ def main() -> None:
                 break
     if paceline.rank() == 0:
         paceline.report(bits_per_byte=loss.item() / math.log(2))
+        if options.save:
+            save(model, options.save)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,235 @@
+"""What goes wrong, on a real cluster: what people then see says what happened and what to do.
+
+Each message is in docs/troubleshooting.md, word for word but for names and numbers.
+"""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import (
+    ROOT,
+    Trainings,
+    container_of,
+    inside,
+    kubectl,
+    training,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+DIGITS = ["python", "-m", "paceline.examples.digits"]
+SLEEP = ["sleep", "300"]
+
+
+def documented(status: dict[str, Any]) -> None:
+    """The reason has a section, and what is said stands there."""
+    text = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    assert f"`{status['reason']}`" in text, status["reason"]
+    wanted = pattern(status["message"])
+    assert re.search(wanted, text), f"docs/troubleshooting.md does not show: {status['message']}"
+
+
+def pattern(message: str) -> str:
+    """The message with its numbers, names of namespaces and identifiers left open."""
+    message = re.sub(r"-n \S+", "-n NAMESPACE", " ".join(message.split()))
+    parts = re.split(r"(\d+|NAMESPACE)", re.escape(message))
+    return "".join(r"\S+?" if p == "NAMESPACE" else r"\d+" if p.isdigit() else p for p in parts)
+
+
+def test_a_script_that_fails_at_once(trainings: Trainings) -> None:
+    script = "import paceline, torch; raise ValueError('no such data set: imagenet')"
+    trainings.apply(training("broken", ["python", "-c", script], backoffLimit=1))
+    status = trainings.wait("broken")
+    assert (status["phase"], status["reason"], status["restarts"]) == ("Failed", "ExitCode", 2)
+    documented(status)
+    assert "no such data set" in trainings.kubectl("logs", "broken-worker-0"), "the failed pod stays"
+    assert "BackoffLimit" in trainings.kubectl("describe", "dt", "broken").replace("backoffLimit", "BackoffLimit")
+
+
+def test_an_error_in_training_is_told_with_its_message(trainings: Trainings) -> None:
+    script = (
+        "import torch, paceline; m = torch.nn.Linear(2, 2); o = torch.optim.SGD(m.parameters(), lr=1.0)\n"
+        "m, o = paceline.distribute(m, o)\nraise RuntimeError('loss is nan')"
+    )
+    trainings.apply(training("nan", ["python", "-c", script], workers=2, backoffLimit=0))
+    status = trainings.wait("nan")
+    assert (status["phase"], status["reason"]) == ("Failed", "ScriptFailed")
+    assert "RuntimeError: loss is nan" in status["message"]
+    documented(status)
+
+
+def test_a_script_that_fails_twice_and_then_works(trainings: Trainings) -> None:
+    manifest = training("third", ["sh", "-c", f'test "$ATTEMPT" = 2 && exec {" ".join(DIGITS)} --epochs 1; exit 7'])
+    label = {"fieldRef": {"fieldPath": "metadata.labels['paceline.dev/attempt']"}}
+    container_of(manifest)["env"] = [{"name": "ATTEMPT", "valueFrom": label}]
+    trainings.apply(manifest)
+    status = trainings.until("third", 60, phase="Restarting")
+    documented(status)
+    status = trainings.wait("third")
+    assert (status["phase"], status["attempt"], status["restarts"]) == ("Succeeded", 2, 2)
+
+
+def test_an_image_that_does_not_exist(trainings: Trainings) -> None:
+    manifest = training("image", DIGITS)
+    container_of(manifest)["image"] = "registry.invalid/nobody/nothing:1"
+    trainings.apply(manifest)
+    status = wait_for(lambda: told(trainings, "image", ("ErrImagePull", "ImagePullBackOff")), "the reason", 30)
+    assert "registry.invalid/nobody/nothing:1" in status["message"]
+    assert "ErrImagePull" in (ROOT / "docs/troubleshooting.md").read_text()
+
+
+def told(trainings: Trainings, name: str, reasons: tuple[str, ...]) -> dict[str, Any] | None:
+    status = trainings.status(name)
+    return status if status.get("reason") in reasons else None
+
+
+def test_a_pod_that_cannot_be_scheduled(trainings: Trainings) -> None:
+    manifest = training("large", DIGITS, workers=2)
+    container_of(manifest)["resources"] = {"requests": {"cpu": "500"}}
+    trainings.apply(manifest)
+    status = trainings.until("large", 30, reason="Unschedulable")
+    assert "Insufficient cpu" in status["message"]
+    documented(status)
+
+
+def test_a_volume_that_is_not_there(trainings: Trainings) -> None:
+    manifest = training("volume", DIGITS)
+    container_of(manifest)["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
+    manifest["spec"]["workers"]["template"]["spec"]["volumes"] = [{"name": "data", "configMap": {"name": "missing"}}]
+    trainings.apply(manifest)
+    status = trainings.until("volume", 30, reason="FailedMount")
+    assert 'configmap "missing" not found' in status["message"]
+    documented(status)
+
+
+def test_a_worker_that_runs_out_of_memory(trainings: Trainings) -> None:
+    manifest = training("memory", ["python", "-c", "x = b'1' * (1 << 30)"], backoffLimit=0)
+    container_of(manifest)["resources"] = {"limits": {"memory": "64Mi"}}
+    trainings.apply(manifest)
+    status = trainings.wait("memory")
+    assert (status["phase"], status["reason"]) == ("Failed", "OutOfMemory")
+    documented(status)
+
+
+def test_a_program_that_is_not_in_the_image(trainings: Trainings) -> None:
+    trainings.apply(training("typo", ["pyhton", "train.py"], backoffLimit=0))
+    status = trainings.wait("typo")
+    assert (status["phase"], status["reason"]) == ("Failed", "ExitCode")
+    assert "exit code 127" in status["message"]
+    assert "cannot run pyhton" in trainings.kubectl("logs", "typo-worker-0")
+    documented(status)
+
+
+def test_a_script_that_never_joins(trainings: Trainings) -> None:
+    trainings.apply(training("alone", ["true"]))
+    status = trainings.wait("alone")
+    assert (status["phase"], status["reason"]) == ("Failed", "NeverJoined")
+    documented(status)
+
+
+def test_a_deadline_that_passes(trainings: Trainings) -> None:
+    trainings.apply(training("late", SLEEP, activeDeadlineSeconds=5))
+    status = trainings.wait("late", 60)
+    assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
+    documented(status)
+    wait_for(lambda: not trainings.pods("late"), "the running pods to be removed", 60)
+
+
+def test_a_training_that_is_suspended_and_resumed(trainings: Trainings) -> None:
+    trainings.apply(training("pause", [*DIGITS, "--epochs", "2"], suspend=True))
+    status = trainings.until("pause", phase="Suspended")
+    documented(status)
+    assert trainings.pods("pause") == []
+    suspend(trainings, "pause", False)
+    wait_for(lambda: trainings.pods("pause"), "pods")
+    suspend(trainings, "pause", True)
+    wait_for(lambda: not trainings.pods("pause"), "the pods to go", 60)
+    suspend(trainings, "pause", False)
+    assert trainings.wait("pause")["phase"] == "Succeeded"
+
+
+def suspend(trainings: Trainings, name: str, value: bool) -> None:
+    patch = json.dumps({"spec": {"runPolicy": {"suspend": value}}})
+    trainings.kubectl("patch", "dt", name, "--type=merge", "-p", patch)
+
+
+def test_a_finished_training_is_deleted_after_its_time(trainings: Trainings) -> None:
+    trainings.apply(training("short", ["true"], ttlSecondsAfterFinished=3))
+    trainings.wait("short")
+    wait_for(lambda: "not found" in trainings.kubectl("get", "dt", "short", check=False), "its deletion", 30)
+    wait_for(lambda: not trainings.pods("short"), "its pods to go", 60)
+
+
+def test_a_running_training_takes_a_new_deadline(trainings: Trainings) -> None:
+    trainings.apply(training("soon", SLEEP))
+    wait_for(lambda: trainings.pods("soon"), "pods")
+    trainings.kubectl("patch", "dt", "soon", "--type=merge", "-p", '{"spec":{"runPolicy":{"activeDeadlineSeconds":1}}}')
+    assert trainings.wait("soon", 60)["reason"] == "DeadlineExceeded"
+
+
+def test_a_training_that_another_controller_manages_is_left_alone(trainings: Trainings) -> None:
+    trainings.apply(training("other", SLEEP, managedBy="example.com/queue"))
+    trainings.apply(training("ours", ["true"]))
+    trainings.wait("ours", 60)
+    assert trainings.status("other") == {}
+    assert trainings.pods("other") == []
+
+
+def test_what_only_the_operator_can_find_wrong_is_told_and_can_be_seen(trainings: Trainings) -> None:
+    manifest = training("reserved", SLEEP)
+    container_of(manifest)["env"] = [{"name": "PACELINE_ROLE", "value": "boss"}]
+    trainings.apply(manifest)
+    status = trainings.wait("reserved", 30)
+    assert status["reason"] == "InvalidSpec"
+    documented(status)
+    manifest = training("bad-pod", SLEEP)
+    manifest["spec"]["workers"]["template"]["spec"]["priorityClassName"] = "no-such-class"
+    trainings.apply(manifest)
+    wait_for(lambda: trainings.status("bad-pod").get("reason") in ("PodRefused", "InvalidSpec"), "a condition", 30)
+    assert "no-such-class" in trainings.status("bad-pod")["message"]
+    documented(trainings.status("bad-pod"))
+
+
+def test_gpus_are_passed_on_counted_and_waited_for(trainings: Trainings) -> None:
+    node = kubectl("get", "nodes", "-o", "name").split()[0]
+    patch = '[{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": "8"}]'
+    kubectl("patch", node, "--subresource=status", "--type=json", "-p", patch)
+    try:
+        manifest = training("gpus", SLEEP, workers=9)
+        container_of(manifest)["resources"] = {"limits": {"nvidia.com/gpu": 1}}
+        trainings.apply(manifest)
+        status = trainings.until("gpus", 60, reason="Unschedulable")
+        assert re.search(r"^worker-\d: .*Insufficient nvidia.com/gpu", status["message"]), "only the ninth waits"
+        documented(status)
+        trainings.kubectl("delete", "dt", "gpus", "--cascade=foreground", "--timeout=60s")
+        check = 'echo "ranks $PACELINE_ORDINAL $LOCAL_RANK $CUDA_VISIBLE_DEVICES"; df -m /dev/shm | tail -1'
+        manifest = training("pairs", ["sh", "-c", check], workers=2)
+        container_of(manifest)["resources"] = {"limits": {"nvidia.com/gpu": 2}}
+        trainings.apply(manifest)
+        trainings.wait("pairs", 90)
+        lines = trainings.kubectl("logs", "pairs-worker-1").splitlines()
+        assert sorted(line for line in lines if "ranks" in line) == ["ranks 2 0 0", "ranks 3 1 1"]
+    finally:
+        patch = '[{"op": "remove", "path": "/status/capacity/nvidia.com~1gpu"}]'
+        kubectl("patch", node, "--subresource=status", "--type=json", "-p", patch)
+
+
+def test_a_pod_that_hangs_on_a_lost_node_is_deleted_by_force(trainings: Trainings) -> None:
+    import subprocess
+
+    from tests.cluster.conftest import OWN
+
+    if not OWN:
+        pytest.skip("stops the kubelet, which is done only to the tests' own cluster")
+    trainings.apply(training("hang", SLEEP, strategy="Asynchronous"))
+    wait_for(lambda: any(p["status"]["phase"] == "Running" for p in trainings.pods("hang", "worker")), "a worker")
+    old = trainings.pods("hang", "worker")[0]["metadata"]["uid"]
+    subprocess.run(inside("pkill", "-STOP", "-x", "kubelet"), check=True)
+    try:
+        trainings.kubectl("delete", "pod", "hang-worker-0", "--wait=false", "--grace-period=1")
+        wait_for(lambda: all(p["metadata"]["uid"] != old for p in trainings.pods("hang", "worker")), "its end", 60)
+    finally:
+        subprocess.run(inside("pkill", "-CONT", "-x", "kubelet"), check=True)

@@ -1,0 +1,71 @@
+"""Small builders for the operator's tables."""
+
+from dataclasses import replace
+from typing import Any
+
+from paceline_core.launch import Role
+from paceline_core.spec import TrainingSpec
+from paceline_operator.decide import Rules, Situation, replicas
+from paceline_operator.memory import Memory
+from paceline_operator.objects import Subject
+from paceline_operator.observe import End, Pod
+
+NOW = 1_000_000.0
+UID = "0b3e5c1e-0000-4000-8000-000000000000"
+
+
+def a_spec(workers: int = 2, servers: int = 1, strategy: str = "Synchronous", **more: Any) -> dict[str, Any]:
+    container = {"name": "trainer", "image": "example/image:1", "command": ["python", "train.py"]}
+    spec: dict[str, Any] = {
+        "topology": "ParameterServer",
+        "parameterServer": {"replicas": servers, "strategy": strategy},
+        "workers": {"replicas": workers, "template": {"spec": {"containers": [container]}}},
+    }
+    if strategy == "AllReduce":
+        spec["topology"] = "AllReduce"
+        del spec["parameterServer"]
+    return spec | more
+
+
+def a_subject(raw: dict[str, Any] | None = None) -> Subject:
+    raw = raw or a_spec()
+    return Subject("digits", "team", UID, TrainingSpec.model_validate(raw), raw)
+
+
+class Scene:
+    """A training in some state: pods are changed by replica name, time passes, decisions are taken."""
+
+    def __init__(self, raw: dict[str, Any] | None = None, **memory: Any) -> None:
+        self.spec = TrainingSpec.model_validate(raw or a_spec())
+        self.memory = Memory(start=NOW, attempt_start=NOW, **memory)
+        self.now = NOW + 60
+        self.pods: dict[str, Pod] = {}
+
+    def running(self) -> "Scene":
+        for role, ordinal in replicas(self.spec):
+            self.add(role, ordinal)
+        self.memory = replace(self.memory, formed=True)
+        return self
+
+    def add(self, role: Role, ordinal: int, **more: Any) -> None:
+        name = f"{role}-{ordinal}"
+        given = {"uid": f"uid-{name}-{self.memory.attempt}", "attempt": self.memory.attempt, "phase": "Running"}
+        fields = given | {"created": self.now, "ready": True, "scheduled": True} | more
+        self.pods[name] = Pod(f"digits-{name}", role=role, ordinal=ordinal, **fields)  # type: ignore[arg-type]
+
+    def change(self, name: str, **more: Any) -> "Scene":
+        self.pods[name] = replace(self.pods[name], **more)
+        return self
+
+    def fail(self, name: str, code: int = 1, told: dict[str, Any] | None = None, **more: Any) -> "Scene":
+        end = End(code, told=told or {}, **more)
+        return self.change(name, phase="Failed", ready=False, end=end, finished=self.now)
+
+    def succeed(self, *names: str) -> "Scene":
+        for name in names:
+            self.change(name, phase="Succeeded", ready=False, end=End(0), finished=self.now)
+        return self
+
+    @property
+    def situation(self) -> Situation:
+        return Situation(self.spec, "team", 1, self.memory, list(self.pods.values()), self.now, Rules())

@@ -1,0 +1,238 @@
+"""The operator's decisions as tables: what is remembered, made and removed."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline_core.launch import Role
+from paceline_core.spec import TrainingSpec
+from paceline_operator.decide import Decision, decide
+from paceline_operator.memory import TRAINING, Memory
+from paceline_operator.observe import Trouble
+from tests.operator.builders import NOW, Scene, a_spec
+
+VICTIM = {"kind": "PeerLost", "message": "worker-1 was lost", "victim": True}
+NAN = {"kind": "RuntimeError", "message": "loss is nan", "victim": False}
+
+
+def settle(scene: Scene) -> Decision:
+    """Decide until nothing new is remembered."""
+    for _ in range(20):
+        decision = decide(scene.situation)
+        if decision.memory == scene.memory:
+            return decision
+        acts = (*decision.create, *decision.delete, *decision.kill)
+        assert not acts, "first remember, then act"
+        scene.memory = decision.memory
+    raise AssertionError("it never settles")
+
+
+def names(decision: Decision) -> list[str]:
+    return sorted(p.replica for p in decision.delete)
+
+
+def test_at_first_the_time_is_remembered_and_then_all_pods_are_made() -> None:
+    scene = Scene()
+    scene.memory = Memory()
+    first = decide(scene.situation)
+    assert (first.memory.start, first.create) == (scene.now, ())
+    scene.memory = first.memory
+    assert decide(scene.situation).create == ((Role.SERVER, 0), (Role.WORKER, 0), (Role.WORKER, 1))
+
+
+def test_only_missing_pods_are_made_while_the_attempt_forms() -> None:
+    scene = Scene()
+    scene.add(Role.SERVER, 0)
+    scene.add(Role.WORKER, 1)
+    assert decide(scene.situation).create == ((Role.WORKER, 0),)
+
+
+@pytest.mark.parametrize("strategy", ["Synchronous", "AllReduce"])
+@pytest.mark.parametrize("how", ["fails", "is deleted", "is gone"])
+def test_without_one_worker_the_others_begin_anew(strategy: str, how: str) -> None:
+    scene = Scene(a_spec(strategy=strategy)).running()
+    if how == "fails":
+        scene.fail("worker-1")
+    elif how == "is deleted":
+        scene.change("worker-1", terminating=scene.now + 30)
+    else:
+        del scene.pods["worker-1"]
+    decision = settle(scene)
+    assert scene.memory.restarts == (how == "fails")
+    assert len(names(decision)) == {"fails": 3, "is deleted": 2, "is gone": 2}[how]
+    scene.pods.clear()
+    assert decide(scene.situation).again == pytest.approx(1, abs=1.1), "a delay"
+    scene.now += 2
+    assert settle(scene).create == tuple(
+        (p.role, p.ordinal) for p in Scene(a_spec(strategy=strategy)).running().pods.values()
+    )
+    assert scene.memory.attempt == 1
+
+
+def test_an_asynchronous_worker_is_replaced_alone_with_growing_delays() -> None:
+    scene = Scene(a_spec(workers=3, strategy="Asynchronous", runPolicy={"backoffLimit": 9})).running()
+    for count, delay in enumerate((1, 2, 4, 8), start=1):
+        scene.fail("worker-1").change("worker-1", uid=f"u{count}")
+        assert names(settle(scene)) == ["worker-1"]
+        del scene.pods["worker-1"]
+        assert decide(scene.situation).again == pytest.approx(delay, abs=1)
+        assert decide(scene.situation).create == ()
+        scene.now += delay
+        assert decide(scene.situation).create == ((Role.WORKER, 1),)
+        scene.add(Role.WORKER, 1)
+    assert (scene.memory.attempt, scene.memory.restarts) == (0, 4)
+
+
+def test_a_server_of_an_asynchronous_training_takes_everything_with_it() -> None:
+    scene = Scene(a_spec(strategy="Asynchronous")).running()
+    scene.fail("ps-0").fail("worker-0", told=VICTIM)
+    assert names(settle(scene)) == ["ps-0", "worker-0", "worker-1"]
+    assert scene.memory.broken is not None
+    assert scene.memory.broken.replica == "ps-0"
+
+
+def test_victims_wait_for_the_failure_that_made_them_victims() -> None:
+    scene = Scene().running()
+    scene.fail("worker-0", told=VICTIM)
+    assert decide(scene.situation).again == 1.0
+    assert settle(scene).delete == ()
+    scene.fail("worker-1", told=NAN)
+    settle(scene)
+    assert scene.memory.broken is not None
+    assert scene.memory.broken.message.startswith("worker-1 failed: RuntimeError: loss is nan")
+
+
+def test_victims_of_a_pod_that_never_started_name_it() -> None:
+    scene = Scene().running()
+    scene.change("worker-1", phase="Pending", trouble=Trouble("Unschedulable", "0/1 nodes are available"))
+    scene.fail("worker-0", told=VICTIM)
+    scene.now += 10
+    settle(scene)
+    assert scene.memory.broken is not None
+    assert scene.memory.broken.reason == "Unschedulable"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "counted"),
+    [
+        ({"phase": "Failed", "disruption": Trouble("Evicted", "low on memory")}, "Evicted", False),
+        ({"phase": "Failed", "disruption": Trouble("NodeLost", "taint")}, "NodeLost", False),
+        ({"phase": "Running", "disruption": Trouble("Preempted", "a greater priority")}, "Preempted", False),
+        ({"phase": "Running", "terminating": NOW + 90}, "PodDeleted", False),
+    ],
+)
+def test_what_the_cluster_does_is_not_counted(change: dict[str, Any], reason: str, counted: bool) -> None:
+    scene = Scene(a_spec(runPolicy={"backoffLimit": 0})).running().change("worker-1", **change)
+    settle(scene)
+    assert scene.memory.broken is not None
+    assert (scene.memory.broken.reason, scene.memory.broken.counted) == (reason, counted)
+    assert scene.memory.result is None
+
+
+def test_after_the_last_restart_the_training_has_failed() -> None:
+    scene = Scene(a_spec(runPolicy={"backoffLimit": 0})).running().fail("worker-1", code=3)
+    settle(scene)
+    assert (scene.memory.result, scene.memory.reason) == ("Failed", "ExitCode")
+    assert "kubectl logs -n team digits-worker-1" in scene.memory.message
+    decision = decide(scene.situation)
+    assert names(decision) == ["ps-0", "worker-0"], "the failed pod stays for its logs"
+
+
+def test_an_error_that_would_come_again_is_not_tried_again() -> None:
+    told = {"kind": "ModelMismatch", "message": "worker-1 trains another model", "victim": False}
+    scene = Scene().running().fail("worker-1", told=told)
+    settle(scene)
+    assert (scene.memory.result, scene.memory.restarts) == ("Failed", 1)
+    assert "Another attempt would fail alike" in scene.memory.message
+
+
+@pytest.mark.parametrize(
+    ("policy", "removed"), [("None", []), ("Running", ["ps-0"]), ("All", ["ps-0", "worker-0", "worker-1"])]
+)
+def test_at_the_end_the_policy_says_which_pods_go(policy: str, removed: list[str]) -> None:
+    scene = Scene(a_spec(runPolicy={"cleanPodPolicy": policy})).running()
+    scene.succeed("worker-0", "worker-1")
+    assert decide(scene.situation).memory.result is None, "the server says its last words first"
+    scene.succeed("ps-0")
+    decision = settle(scene)
+    assert (scene.memory.result, names(decision)) == ("Succeeded", removed)
+
+
+def test_scripts_that_never_joined_have_failed() -> None:
+    scene = Scene().running().succeed("worker-0", "worker-1")
+    scene.now += 30
+    settle(scene)
+    assert (scene.memory.result, scene.memory.reason) == ("Failed", "NeverJoined")
+
+
+def test_deadline_and_time_to_live() -> None:
+    scene = Scene(a_spec(runPolicy={"activeDeadlineSeconds": 100, "ttlSecondsAfterFinished": 50})).running()
+    assert decide(scene.situation).again == pytest.approx(40)
+    scene.now = NOW + 101
+    decision = settle(scene)
+    assert (scene.memory.result, scene.memory.reason) == ("Failed", "DeadlineExceeded")
+    assert names(decision) == ["ps-0", "worker-0", "worker-1"]
+    assert not decision.remove
+    scene.now += 51
+    assert decide(scene.situation).remove
+
+
+def test_suspension_removes_pods_and_resumption_begins_anew() -> None:
+    scene = Scene(a_spec(runPolicy={"suspend": True})).running()
+    assert len(settle(scene).delete) == 3
+    scene.pods.clear()
+    assert settle(scene).create == ()
+    scene.spec = TrainingSpec.model_validate(a_spec())
+    scene.now += 100
+    assert len(settle(scene).create) == 3
+    assert (scene.memory.attempt, scene.memory.start) == (1, scene.now), "the deadline counts from here"
+
+
+def test_a_pod_that_does_not_go_is_killed() -> None:
+    scene = Scene().running()
+    scene.change("worker-1", terminating=scene.now + 30)
+    assert settle(scene).kill == ()
+    scene.now += 91
+    assert [p.replica for p in decide(scene.situation).kill] == ["worker-1"]
+
+
+def test_pods_of_an_earlier_attempt_go_first() -> None:
+    scene = Scene().running()
+    scene.memory = replace(scene.memory, attempt=1, formed=False)
+    decision = decide(scene.situation)
+    assert len(decision.delete) == 3
+    assert decision.create == ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_restarts_of_the_operator_change_nothing(data: st.DataObject) -> None:
+    """What is remembered goes through the status and back at every step, and counts each failure once."""
+    strategy = data.draw(st.sampled_from(["Synchronous", "Asynchronous", "AllReduce"]))
+    limit = data.draw(st.integers(0, 3))
+    scene = Scene(a_spec(strategy=strategy, runPolicy={"backoffLimit": limit})).running()
+    failed = 0
+    for _ in range(data.draw(st.integers(1, 25))):
+        if scene.memory.result:
+            break
+        running = [n for n, p in scene.pods.items() if p.phase == "Running"]
+        if running and data.draw(st.booleans()):
+            name = data.draw(st.sampled_from(running))
+            failed += 1
+            scene.fail(name).change(name, uid=f"u{failed}")
+        decision = decide(scene.situation)
+        written = decision.memory.to_status() | {"phase": decision.memory.result or "Running"}
+        scene.memory = Memory.from_status(written | {"reason": decision.memory.reason})
+        if decide(replace(scene.situation, memory=decision.memory)).memory == decision.memory:
+            for pod in decision.delete:
+                del scene.pods[pod.replica]
+            for role, ordinal in decision.create:
+                scene.add(role, ordinal, uid=f"new-{scene.now}-{role}-{ordinal}")
+        scene.now += data.draw(st.integers(1, 20))
+        assert scene.memory.restarts <= min(failed, limit + 1)
+        assert (scene.memory.result == "Failed") == (scene.memory.restarts > limit)
+    assert len({f.uid for f in scene.memory.failures}) == len(scene.memory.failures)
+    assert all(f.scope == TRAINING or strategy == "Asynchronous" for f in scene.memory.failures)
