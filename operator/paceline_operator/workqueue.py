@@ -45,7 +45,8 @@ class WorkQueue(Generic[K]):
                 self._start_due(work)
                 self._news.clear()
                 try:
-                    await asyncio.wait_for(self._news.wait(), self._seconds_to_next())
+                    async with asyncio.timeout(self._seconds_to_next()):  # wait_for can lose a cancellation
+                        await self._news.wait()
                 except TimeoutError:
                     pass
         finally:

@@ -1,0 +1,120 @@
+"""The shell around the decisions: the queue, the health, the settings, the definition."""
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+import yaml
+
+from paceline_operator import crd, settings
+from paceline_operator.health import Health
+from paceline_operator.workqueue import WorkQueue
+
+
+async def work_until_idle(queue: WorkQueue[str], work: Any) -> None:
+    task = asyncio.create_task(queue.run(work))
+    while len(queue):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_burst_of_events_is_one_look_and_a_key_is_never_looked_at_twice_at_once() -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    looks: dict[str, int] = {}
+    inside: set[str] = set()
+
+    async def work(key: str) -> float | None:
+        assert key not in inside
+        inside.add(key)
+        await asyncio.sleep(chance.random() / 100)
+        inside.discard(key)
+        looks[key] = looks.get(key, 0) + 1
+        return None
+
+    async def main() -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        for _ in range(1000):
+            queue.add(chance.choice("abcd"))
+        running = asyncio.create_task(work_until_idle(queue, work))
+        await asyncio.sleep(0.005)
+        queue.add("a")  # while it is being looked at, or after: it is looked at again
+        await running
+
+    asyncio.run(main())
+    assert looks == {"a": 2, "b": 1, "c": 1, "d": 1}
+
+
+def test_the_queue_comes_back_when_asked_and_after_errors() -> None:
+    seen: list[str] = []
+
+    async def work(key: str) -> float | None:
+        seen.append(key)
+        if seen.count(key) == 1 and key == "broken":
+            raise RuntimeError("a broken connection")
+        return 0.05 if seen.count(key) < 3 else None
+
+    async def main() -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add("fine")
+        queue.add("broken")
+        await work_until_idle(queue, work)
+
+    asyncio.run(main())
+    assert (seen.count("fine"), seen.count("broken")) == (3, 3)
+
+
+def test_a_later_time_does_not_delay_an_earlier_one() -> None:
+    async def main() -> float:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add("a", after=60)
+        queue.add("a", after=0)
+        queue.add("a", after=60)
+        begun = asyncio.get_running_loop().time()
+
+        async def work(_: str) -> None:
+            return None
+
+        await work_until_idle(queue, work)
+        return asyncio.get_running_loop().time() - begun
+
+    assert asyncio.run(main()) < 30
+
+
+def test_a_watch_that_is_dead_is_noticed() -> None:
+    health = Health()
+    health.seen("a", "1")
+    health.listed({"a": "1"})
+    health.listed({"a": "2"})
+    assert health.problem is None, "the watch may be a little late"
+    health.listed({"a": "3"})
+    assert health.problem is None, "another change, as late"
+    health.listed({"a": "3"})
+    assert health.problem is not None
+    health.seen("a", "3")
+    health.listed({"a": "3"})
+    assert health.problem is None
+
+
+def test_settings_come_from_the_environment() -> None:
+    found = settings.read({"PACELINE_OPERATOR_WATCH": "team", "PACELINE_OPERATOR_POLL_SECONDS": "2"})
+    assert (found.watch, found.poll_seconds, found.leader_election) == ("team", 2.0, False)
+    with pytest.raises(ValueError, match="POLL_SECONDS is 'soon', and must be a number of seconds"):
+        settings.read({"PACELINE_OPERATOR_POLL_SECONDS": "soon"})
+
+
+def walk(node: dict[str, Any], path: str = "") -> Any:
+    yield path, node
+    for name, each in node.get("properties", {}).items():
+        yield from walk(each, f"{path}.{name}")
+    if "items" in node:
+        yield from walk(node["items"], f"{path}[]")
+
+
+def test_every_field_of_the_definition_is_described() -> None:
+    schema = yaml.safe_load(crd.text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    bare = [p for p, n in walk(schema) if not n.get("description") and p != ".metadata" and not p.endswith("[]")]
+    assert bare == []
