@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test check bench docs format clean
+.PHONY: help run test check bench docs crd images cluster cluster-down format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,6 +36,7 @@ check: $(READY) ## format, lint, types, layers, generated files, fast tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python docs/generate_reference.py --check
+	@$(BIN)/python -m paceline_operator.crd --check
 	@$(BIN)/pytest -m "not slow"
 
 bench: $(READY) ## measure against baselines; writes benchmarks/RESULTS.md (needs iperf3 for one of them)
@@ -43,6 +44,18 @@ bench: $(READY) ## measure against baselines; writes benchmarks/RESULTS.md (need
 
 docs: $(READY) ## write docs/reference.md anew from the specification
 	@$(BIN)/python docs/generate_reference.py
+
+crd: $(READY) ## write manifests/crd.yaml and the chart's copy anew from the specification
+	@$(BIN)/python -m paceline_operator.crd
+
+images: ## build both images with buildah, podman or docker (see images/build)
+	@images/build
+
+cluster: $(READY) ## a real Kubernetes on this machine with Paceline in it and a first training (needs root and Go)
+	@tests/cluster/start
+
+cluster-down: ## end that cluster; nothing stays but its cache
+	@tests/cluster/cluster down
 
 format: $(READY) ## format the code
 	@$(BIN)/ruff format .

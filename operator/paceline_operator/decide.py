@@ -161,7 +161,7 @@ def _is_overdue(it: Situation, pod: Pod) -> bool:
 
 def _new_failure(it: Situation) -> Decision | None:
     """Remember a failure that is not remembered yet, or end the training because of it."""
-    found = [(p, c) for p in current(it) if not it.memory.knows(p.uid) and (c := failures.cause(p, it.namespace))]
+    found = [(p, c) for p in current(it) if not it.memory.knows(p.uid) and (c := failures.cause(p))]
     if not found:
         missing = _missing_when_formed(it)
         return None if missing is None else _remember(it, missing, permanent=False)
@@ -205,12 +205,19 @@ def _remember(it: Situation, failure: Failure, permanent: bool) -> Decision:
     memory = it.memory.failed(failure, {p.uid for p in it.pods})
     it, limit = replace(it, memory=memory), it.spec.run_policy.backoff_limit
     if permanent:
-        return _finish(it, "Failed", failure.reason, f"{failure.message}. Another attempt would fail alike.")
-    if failure.counted and memory.restarts > limit:
+        why = "Another attempt would fail alike"
+    elif failure.counted and memory.restarts > limit:
         times = "restarts" if limit != 1 else "restart"
-        message = f"{failure.message}. This was after {limit} {times}, as runPolicy.backoffLimit allows."
-        return _finish(it, "Failed", failure.reason, message)
-    return Decision(memory, again=0)
+        why = f"This was after {limit} {times}, as runPolicy.backoffLimit allows"
+    else:
+        return Decision(memory, again=0)
+    return _finish(it, "Failed", failure.reason, f"{failure.message}. {why}.{_logs(it, failure)}")
+
+
+def _logs(it: Situation, failure: Failure) -> str:
+    """Where the failed pod's own words are: it stays when the training has failed."""
+    pod = next((p.name for p in it.pods if p.uid == failure.uid), None)
+    return f" See: kubectl logs -n {it.namespace} {pod}" if pod else ""
 
 
 def _tend(it: Situation) -> Decision:

@@ -20,7 +20,7 @@ class Cause:
     permanent: bool = False
 
 
-def cause(pod: Pod, namespace: str) -> Cause | None:
+def cause(pod: Pod) -> Cause | None:
     """Why this pod failed or is being taken away; None while it is well."""
     if pod.phase == "Succeeded":
         return None
@@ -33,13 +33,12 @@ def cause(pod: Pod, namespace: str) -> Cause | None:
     if pod.end is None or pod.end.code == -1:
         words = f"{pod.end.reason} {pod.end.message}".strip() if pod.end else "no container has ended"
         return Cause("PodFailed", f"{pod.replica}: {words}", counted=pod.terminating is None)
-    return _exited(pod, namespace)
+    return _exited(pod)
 
 
-def _exited(pod: Pod, namespace: str) -> Cause:
+def _exited(pod: Pod) -> Cause:
     end = pod.end
     assert end is not None, "asked only about ended pods"
-    logs = f"see: kubectl logs -n {namespace} {pod.name}"
     if end.reason == "OOMKilled":
         return Cause(
             "OutOfMemory",
@@ -51,14 +50,14 @@ def _exited(pod: Pod, namespace: str) -> Cause:
     if pod.terminating is not None:
         return Cause("PodDeleted", f"{pod.replica}: its pod was deleted", counted=False)
     if "kind" in end.told:
-        kind, message = str(end.told["kind"]), str(end.told.get("message", ""))[:SHOWN]
+        kind, message = str(end.told["kind"]), " ".join(str(end.told.get("message", "")).split())[:SHOWN]
         return Cause(
             "ScriptFailed",
-            f"{pod.replica} failed: {kind}: {message} ({logs})",
+            f"{pod.replica} failed: {kind}: {message}",
             victim=bool(end.told.get("victim")),
             permanent=kind in PERMANENT,
         )
-    return Cause("ExitCode", f"{pod.replica} ended with exit code {end.code} ({logs})")
+    return Cause("ExitCode", f"{pod.replica} ended with exit code {end.code}")
 
 
 def root(causes: Sequence[tuple[Pod, Cause]]) -> tuple[Pod, Cause]:

@@ -199,7 +199,7 @@ def _figures(it: Situation, progress: Progress | None, before: Object) -> Object
         "totalSteps": progress.total_steps,
         "progress": f"{progress.step / progress.total_steps:.0%}" if progress.total_steps else None,
         "loss": progress.loss,
-        "reported": {k: float(v) for k, v in (progress.reported or {}).items()} or None,
+        "reported": {k: float(v) for k, v in (progress.reported or {}).items() if k != "loss"} or None,
         "slowestWorker": progress.slowest,
     }
     return out | {k: v for k, v in found.items() if v is not None}

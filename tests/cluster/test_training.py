@@ -61,7 +61,8 @@ def test_the_language_model_trains_as_with_the_local_runner(trainings: Trainings
     manifest = example("language")
     container_of(manifest)["command"] += ["--steps", "10", "--save", "weights.safetensors"]
     trainings.apply(manifest)
-    assert trainings.wait("language", 400)["phase"] == "Succeeded"
+    status = trainings.wait("language", 400)
+    assert status["phase"] == "Succeeded", status
     found = re.search(r"SHA-256 ([0-9a-f]{64})", trainings.kubectl("logs", "language-worker-0"))
     assert found is not None
     assert found[1] in run_in_a_pod(trainings, manifest), "its text is the standard library of the image's Python"

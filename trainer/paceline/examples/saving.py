@@ -9,5 +9,5 @@ from torch import nn
 
 def save(model: nn.Module, file: str) -> None:
     """Write the weights as safetensors, and print the digest by which two runs can be compared."""
-    save_file(model.state_dict(), file)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, file)  # tied ones are copied
     print(f"weights {file} (SHA-256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()})")

@@ -1,0 +1,54 @@
+"""Last of all: what the operator did in all these tests is exactly what it may do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.charts.test_chart import of_kind, render
+from tests.cluster.conftest import HOME, OWN
+
+pytestmark = [pytest.mark.slow]
+ACCOUNT = "system:serviceaccount:paceline-system:paceline"
+Right = tuple[str, str, str]  # group, resource with subresource, verb
+
+
+def asked() -> tuple[set[Right], list[str]]:
+    """What the audit log shows the operator to have asked for, and what was forbidden."""
+    used: set[Right] = set()
+    forbidden = []
+    for line in Path(HOME / "state/log/audit.log").read_text().splitlines():
+        event = json.loads(line)
+        reference = event.get("objectRef")
+        if event["user"]["username"] != ACCOUNT or reference is None:
+            continue
+        resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
+        used |= {(reference.get("apiGroup", ""), resource, verb) for verb in verbs(event["verb"])}
+        if event["responseStatus"].get("code") == 403 and "PodSecurity" not in event["responseStatus"]["message"]:
+            forbidden.append(event["responseStatus"]["message"])
+    return used, forbidden
+
+
+def verbs(verb: str) -> set[str]:
+    """A server-side apply needs the right to create too, which the API server checks without saying so."""
+    return {"patch", "create"} if verb == "patch" else {verb}
+
+
+def granted(objects: list[dict[str, Any]]) -> set[Right]:
+    roles = [r for r in of_kind(objects, "ClusterRole") + of_kind(objects, "Role") if "helm.sh/hook" not in str(r)]
+    rules = [rule for role in roles for rule in role["rules"]]
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def test_no_right_is_missing_and_none_is_unused(cluster: None) -> None:
+    if not OWN:
+        pytest.skip("reads the audit log of the tests' own cluster")
+    used, forbidden = asked()
+    missing = [m for m in forbidden if "priority class" not in m.lower()]
+    assert missing == []
+    rights = granted(render())
+    if ("", "events", "list") not in used:
+        pytest.skip("only after all other tests of the cluster, which use every right")
+    assert used - rights == set()
+    assert rights - used == set()
