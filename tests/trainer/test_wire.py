@@ -11,6 +11,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from paceline.metrics import WorkerMetrics
+from paceline.server import roll
 from paceline.server.service import ParameterService
 from paceline.wire.frames import HEADER_BYTES, Header, Kind
 from paceline.worker.clock import PhaseClock
@@ -22,9 +23,10 @@ ID = "5a" * 16
 GARBAGE, STEPS = 10_000, 30
 
 
-def launch(role: Role, address: str = "127.0.0.1:1", **more: object) -> Launch:
+def launch(role: Role, address: str = "127.0.0.1:1", strategy: str = "Synchronous", **more: object) -> Launch:
     spec = {
         "topology": "ParameterServer",
+        "parameterServer": {"strategy": strategy},
         "workers": {"replicas": 1, "template": {"spec": {"containers": [{"name": "trainer", "command": ["x"]}]}}},
         "gradients": {"bucketMib": 0.01, "timeoutSeconds": 20},
         "security": {"transport": "Insecure"},
@@ -35,8 +37,8 @@ def launch(role: Role, address: str = "127.0.0.1:1", **more: object) -> Launch:
 class Served:
     """A parameter server in a thread of this process."""
 
-    def __init__(self, output: Path | None = None) -> None:
-        self.service = ParameterService(launch(Role.SERVER, output=str(output) if output else None))
+    def __init__(self, output: Path | None = None, **more: object) -> None:
+        self.service = ParameterService(launch(Role.SERVER, output=str(output) if output else None, **more))
         self.address = self.service.door.address
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run)
@@ -64,12 +66,12 @@ def served() -> Iterator[Served]:
 class Trainee:
     """A worker in this thread."""
 
-    def __init__(self, address: str, width: int = 80) -> None:
+    def __init__(self, address: str, width: int = 80, **more: object) -> None:
         torch.manual_seed(1)
         self.model = torch.nn.Sequential(torch.nn.Linear(40, width), torch.nn.BatchNorm1d(width))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         metrics = WorkerMetrics(CollectorRegistry(), "test", 0)
-        worker = launch(Role.WORKER, address)
+        worker = launch(Role.WORKER, address, **more)
         self.session = Session(worker, self.model, self.optimizer, metrics, PhaseClock(), None)
 
     def steps(self, numbers: range) -> None:
@@ -78,6 +80,13 @@ class Trainee:
             x = torch.arange(160, dtype=torch.float32).reshape(4, 40)
             self.model(x + number).pow(3).mean().backward()
             self.session.step()
+
+    def vanish(self) -> None:
+        """As a process that is killed: connections end without a word."""
+        self.session.reporter._stop.set()
+        for channel in (self.session.reporter._channel, *(lane._channel for lane in self.session._lanes)):
+            assert channel is not None
+            channel.close()
 
     def weights(self) -> dict[str, torch.Tensor]:
         self.session.leave()
@@ -239,3 +248,22 @@ def test_every_truncation_of_every_frame_changes_nothing() -> None:
     found = trainee.weights()
     server.stop()
     assert equal(found, expected)
+
+
+def test_a_lost_worker_is_waited_for_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll, "GRACE_SECONDS", 0.0)
+    server = Served(strategy="Asynchronous", replaced=True)
+    first = Trainee(server.address, width=4, strategy="Asynchronous")
+    first.steps(range(3))
+    first.vanish()
+    with server.service.roll.changed:
+        assert server.service.roll.changed.wait_for(lambda: server.service.roll.lost, 20)
+    second = Trainee(server.address, width=4, strategy="Asynchronous", incarnation=9)
+    assert equal(dict(second.model.named_parameters()), dict(first.model.named_parameters())), (
+        "no first parameters again"
+    )
+    second.steps(range(3, 6))
+    second.weights()
+    server.thread.join(20)
+    assert not server.thread.is_alive(), "the replacement was the last"
+    assert (server.error, server.service.aggregator.version) == (None, 6)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from paceline_core.errors import LaunchError
 from paceline_core.launch import PREFIX, local_environments
@@ -34,8 +35,7 @@ def _run(command: list[str], environments: Sequence[Mapping[str, str]]) -> int:
     children: dict[int, subprocess.Popen[bytes]] = {}
 
     def forward(number: int, _: object) -> None:
-        for child in children.values():
-            child.send_signal(number)
+        _tell(children, number)
 
     for number in FORWARDED:
         signal.signal(number, forward)
@@ -63,9 +63,15 @@ def _wait(children: dict[int, subprocess.Popen[bytes]]) -> int:
         code = 128 - code if code < 0 else code
         if code and not first:
             first = code
-            for other in children.values():
-                other.send_signal(signal.SIGTERM)
+            _tell(children, signal.SIGTERM)
     return first
+
+
+def _tell(children: Mapping[int, object], number: int) -> None:
+    """Not by Popen.send_signal, which may reap the child that `_wait` waits for."""
+    for pid in list(children):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 if __name__ == "__main__":

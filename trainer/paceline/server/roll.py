@@ -72,6 +72,7 @@ class Roll:
             for worker in out:
                 del self._gone[worker]
                 self.lost[worker] = time.monotonic()
+            self.changed.notify_all()
             return out
 
     def fail(self, error: Exception) -> None:
