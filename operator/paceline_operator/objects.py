@@ -43,7 +43,6 @@ class Subject:
             "name": self.name,
             "uid": self.uid,
             "controller": True,
-            "blockOwnerDeletion": True,
         }
         return {"namespace": self.namespace, "labels": labels.of_training(self.name), "ownerReferences": [owner]}
 

@@ -59,7 +59,7 @@ class Poller:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 log.debug("%s: no progress from %s: %s", key, host, error)
                 return
-            except (ValueError, KeyError, TypeError) as error:  # pods are not trusted
+            except (ValueError, KeyError, TypeError, AttributeError) as error:  # pods are not trusted
                 log.warning("%s: %s answers something that is not a status: %s", key, host, error)
                 return
         if self._followed.get(key) == host and self._known.get(key) != found:

@@ -1,7 +1,8 @@
 """The status that people read: phase, conditions and figures, in plain words. Pure."""
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from paceline_operator.observe import Pod, Trouble
 
 Object = dict[str, Any]
 CONDITIONS = ("Ready", "Progressing", "Straggling", "Suspended", "Succeeded", "Failed", "Finished")
-TROUBLES_SHOWN = 3
+TROUBLES_SHOWN, REPORTED = 3, 20
 ADVICE = {
     "Unschedulable": "free or add nodes, or ask for less",
     "ErrImagePull": "check spec.workers.template's image and imagePullSecrets",
@@ -45,42 +46,58 @@ class Progress:
 
     @classmethod
     def from_status(cls, status: Mapping[str, Any]) -> "Progress":
-        """From what /status answers."""
-        workers, verdict = status["workers"], status["verdict"] or {}
-        losses = [w["loss"] for w in workers if w["loss"] is not None]
-        totals = [w["total_steps"] for w in workers if w["total_steps"]]
+        """From what /status answers. Raises KeyError, TypeError, ValueError: pods are not trusted."""
+        workers = status["workers"]
+        totals = [int(w["total_steps"]) for w in workers if w["total_steps"]]
         return cls(
-            step=min((w["step"] for w in workers if w["state"] != "lost"), default=0),
+            step=min((int(w["step"]) for w in workers if w["state"] != "lost"), default=0),
             total_steps=max(totals, default=None),
-            loss=statistics.fmean(losses) if losses else None,
-            reported=dict(item for w in workers for item in w["reported"].items()),
-            slowest=f"worker-{verdict['worker']}" if verdict else None,
-            lag_share=verdict.get("lag_share"),
-            lag_seconds=verdict.get("lag_seconds"),
+            loss=_mean([w["loss"] for w in workers if w["loss"] is not None]),
+            reported=_figures_of(item for w in workers for item in w["reported"].items()),
             training=not status["missing"],
+            **_verdict(status["verdict"]),
         )
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> "Progress":
-        """From the last words of shard 0 or the coordinator."""
-        verdict = summary.get("verdict") or {}
+        """From the last words of shard 0 or the coordinator. Raises as `from_status` does."""
         return cls(
-            step=summary.get("step"),
-            total_steps=summary.get("step"),
-            loss=summary.get("loss"),
-            reported=summary.get("reported"),
-            slowest=f"worker-{verdict['worker']}" if verdict else None,
-            lag_share=verdict.get("lag_share"),
-            lag_seconds=verdict.get("lag_seconds"),
+            step=int(summary["step"]),
+            total_steps=int(summary["step"]),
+            loss=None if summary["loss"] is None else _mean([summary["loss"]]),
+            reported=_figures_of(summary["reported"].items()),
             training=True,
+            **_verdict(summary["verdict"]),
         )
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    """The mean; None without values, or when it is not finite: JSON has no NaN."""
+    mean = statistics.fmean(float(v) for v in values) if values else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _figures_of(items: Iterable[tuple[str, Any]]) -> dict[str, float]:
+    """Reported values that can be shown; the loss has a place of its own."""
+    found = {str(k): float(v) for k, v in items if k != "loss"}
+    return dict([(k, v) for k, v in found.items() if math.isfinite(v)][:REPORTED])
+
+
+def _verdict(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not verdict:
+        return {}
+    share, lag = float(verdict["lag_share"]), float(verdict["lag_seconds"])
+    return {"slowest": f"worker-{int(verdict['worker'])}", "lag_share": share, "lag_seconds": lag}
 
 
 def last_words(pods: Sequence[Pod]) -> Progress | None:
     """What the ended shard 0 or coordinator left."""
     for pod in pods:
         if not pod.is_worker and pod.ordinal == 0 and pod.end and "summary" in pod.end.told:
-            return Progress.from_summary(pod.end.told["summary"])
+            try:
+                return Progress.from_summary(pod.end.told["summary"])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                return None
     return None
 
 
@@ -199,7 +216,7 @@ def _figures(it: Situation, progress: Progress | None, before: Object) -> Object
         "totalSteps": progress.total_steps,
         "progress": f"{progress.step / progress.total_steps:.0%}" if progress.total_steps else None,
         "loss": progress.loss,
-        "reported": {k: float(v) for k, v in (progress.reported or {}).items() if k != "loss"} or None,
+        "reported": dict(progress.reported or {}) or None,
         "slowestWorker": progress.slowest,
     }
     return out | {k: v for k, v in found.items() if v is not None}

@@ -141,3 +141,30 @@ def test_a_pod_is_read_from_its_json(found: dict[str, Any], field: str, expected
     read = observe.pod(found)
     assert (read.role, read.ordinal, read.attempt) == (Role.WORKER, 3, 1)
     assert getattr(read, field) == expected
+
+
+def answer(**worker: Any) -> dict[str, Any]:
+    given = {"worker": 0, "state": "training", "step": 3, "total_steps": 9, "loss": 0.5, "reported": {"a": 1}}
+    return {"workers": [given | worker], "verdict": None, "missing": []}
+
+
+def test_a_loss_that_is_not_a_number_is_left_out() -> None:
+    assert Progress.from_status(answer()).loss == 0.5
+    found = Progress.from_status(answer(loss=float("nan"), reported={"a": float("inf"), "b": 2, "loss": 7}))
+    assert (found.loss, found.reported, found.step) == (None, {"b": 2.0}, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"workers": 1},
+        answer(step="x"),
+        answer(loss="x"),
+        answer(reported=[1]),
+        answer() | {"verdict": {"worker": 1}},
+    ],
+)
+def test_what_is_not_a_status_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+        Progress.from_status(wrong)
