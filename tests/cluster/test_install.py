@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_helm_test_trains_for_real(cluster: None) -> None:
 
 def test_the_operators_image_is_small_and_confined(cluster: None) -> None:
     nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    sizes = {name: i["sizeBytes"] for n in nodes for i in n["status"]["images"] for name in i["names"]}
+    sizes = {name: i["sizeBytes"] for n in nodes for i in n["status"]["images"] for name in i["names"] or ()}
     (size,) = {s for name, s in sizes.items() if "paceline/operator" in name}
     assert size < 250_000_000
     shell = ("exec", "-n", SYSTEM, "deploy/paceline", "--")
@@ -43,7 +44,7 @@ def test_the_operators_image_is_small_and_confined(cluster: None) -> None:
         assert not kubectl(*shell, "sh", "-c", f"command -v {program} || true").strip()
 
 
-def test_an_image_of_ones_own_is_three_lines(trainings: Trainings, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_image_of_ones_own_is_three_lines(trainings: Trainings, tmp_path: Path) -> None:
     if not OWN:
         pytest.skip("builds an image into the tests' own cluster")
     lines = re.search(r"```dockerfile\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.S)
@@ -58,9 +59,9 @@ def test_an_image_of_ones_own_is_three_lines(trainings: Trainings, tmp_path) -> 
         "print('einops', einops.__version__)\n"
     )
     build = ["buildah", "build", "--isolation", "chroot", "--layers", "-v", "/etc/ssl/certs:/etc/ssl/certs:ro"]
-    build += ["-v", "/etc/pip.conf:/etc/pip.conf:ro"] if (ROOT / "/etc/pip.conf").exists() else []
+    build += ["-v", "/etc/pip.conf:/etc/pip.conf:ro"] if Path("/etc/pip.conf").exists() else []
     subprocess.run([*build, "-t", OWN_IMAGE, str(tmp_path)], check=True, timeout=300)
-    archive = HOME / "images/own.tar"
+    archive = HOME / "own.tar"
     try:
         subprocess.run(["buildah", "push", "-q", OWN_IMAGE, f"docker-archive:{archive}:{OWN_IMAGE}"], check=True)
         subprocess.run([SCRIPT, "load", archive], check=True, timeout=400)
@@ -78,8 +79,9 @@ def test_trainings_outlive_an_uninstallation(trainings: Trainings) -> None:
     trainings.apply(training("kept", ["sleep", "300"]))
     wait_for(lambda: trainings.pods("kept"), "pods")
     helm("uninstall")
-    left = kubectl("get", "all,rolebindings,roles,networkpolicies", "-n", SYSTEM, "-l", "helm.sh/chart")
-    assert "No resources found" in left, left
+    kinds = "all,rolebindings,roles,networkpolicies"
+    gone = lambda: "No resources found" in kubectl("get", kinds, "-n", SYSTEM, "-l", "helm.sh/chart")  # noqa: E731
+    wait_for(gone, "the operator to go", 60)
     assert trainings.pods("kept")
     helm("install", SETTINGS)
     trainings.kubectl("delete", "dt", "kept")
