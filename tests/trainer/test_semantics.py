@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from torch import nn
 
-from paceline.metrics import WorkerMetrics
-from paceline.worker.clock import PhaseClock
+from paceline.worker.measuring import Measuring
 from paceline.worker.patch import replace_step
 from paceline.worker.session import Session
 from paceline_core.errors import UsageError
@@ -74,8 +72,8 @@ def network(dtype: torch.dtype, channels_last: bool = False) -> nn.Module:
 def distributed(model: nn.Module, optimizer: torch.optim.Optimizer, use: Step) -> Session:
     server = Served()
     try:
-        metrics = WorkerMetrics(CollectorRegistry(), "test", 0)
-        session = Session(launch(Role.WORKER, server.address), model, optimizer, metrics, PhaseClock(), None)
+        worker = launch(Role.WORKER, server.address)
+        session = Session(worker, model, optimizer, Measuring.of(worker), None)
         replace_step(optimizer, session.step)
         for step in range(STEPS):
             use(model, optimizer, step)

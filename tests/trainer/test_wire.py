@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 
-from paceline.metrics import WorkerMetrics
+from paceline import metrics
 from paceline.server import roll
 from paceline.server.service import ParameterService
 from paceline.wire.frames import HEADER_BYTES, Header, Kind
-from paceline.worker.clock import PhaseClock
+from paceline.worker.measuring import Measuring
 from paceline.worker.session import Session
 from paceline_core.launch import Launch, Role
 from paceline_core.spec import TrainingSpec
@@ -70,9 +69,8 @@ class Trainee:
         torch.manual_seed(1)
         self.model = torch.nn.Sequential(torch.nn.Linear(40, width), torch.nn.BatchNorm1d(width))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
-        metrics = WorkerMetrics(CollectorRegistry(), "test", 0)
         worker = launch(Role.WORKER, address, **more)
-        self.session = Session(worker, self.model, self.optimizer, metrics, PhaseClock(), None)
+        self.session = Session(worker, self.model, self.optimizer, Measuring.of(worker), None)
 
     def steps(self, numbers: range) -> None:
         for number in numbers:
@@ -117,8 +115,8 @@ def send(address: str, data: bytes) -> None:
 
 
 def refused(server: Served) -> float:
-    samples = server.service.metrics.peers_rejected.collect()[0].samples
-    return sum(s.value for s in samples if s.name.endswith("_total"))
+    samples = (s for family in server.service.metrics.collect() for s in family.samples)
+    return sum(s.value for s in samples if s.name == metrics.PEERS_REJECTED.name)
 
 
 def test_random_bytes_change_nothing(served: Served) -> None:

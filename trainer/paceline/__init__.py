@@ -19,7 +19,7 @@ from paceline_core.launch import Launch, Role
 if TYPE_CHECKING:
     import torch
 
-    from paceline.worker.steps import LastStep
+    from paceline.worker.record import LastStep
     from paceline.worker.training import Training
 
     Model = TypeVar("Model", bound=torch.nn.Module)

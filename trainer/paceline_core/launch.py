@@ -22,22 +22,37 @@ class Role(StrEnum):
     WORKER = "worker"
 
 
+class Slowed(StrEnum):
+    """What of a worker's step is slowed down."""
+
+    COMPUTE = "compute"
+    DATA = "data"
+    SEND = "send"
+
+
 @dataclass(frozen=True)
 class Slowdown:
-    """A straggler made on purpose: `seconds` are added to each forward pass, or `factor` times the computing."""
+    """A straggler made on purpose: each step takes `seconds` more, or `factor` times its computing, in one part."""
 
     seconds: float = 0.0
     factor: float = 1.0
+    part: Slowed = Slowed.COMPUTE
 
     @classmethod
     def parse(cls, text: str) -> "Slowdown":
-        """Read `30ms`, `0.5s` or `10x`; raises ValueError for anything else."""
-        for suffix, unit in (("ms", 1e-3), ("s", 1.0)):
-            if text.endswith(suffix) and _is_number(text.removesuffix(suffix)):
-                return cls(seconds=float(text.removesuffix(suffix)) * unit)
-        if text.endswith("x") and _is_number(text[:-1]) and float(text[:-1]) >= 1:
-            return cls(factor=float(text[:-1]))
-        raise ValueError(f"{text!r} is not a slowdown: write a time added to each step (30ms, 0.5s) or a factor (10x)")
+        """Read `30ms`, `0.5s` or `10x`, or one of a part as `send:30ms`; raises ValueError for anything else."""
+        name, colon, amount = text.rpartition(":")
+        part = Slowed(name) if name in list(Slowed) else Slowed.COMPUTE
+        if name == part or not colon:
+            for suffix, unit in (("ms", 1e-3), ("s", 1.0)):
+                if amount.endswith(suffix) and _is_number(amount.removesuffix(suffix)):
+                    return cls(seconds=float(amount.removesuffix(suffix)) * unit, part=part)
+            if amount.endswith("x") and _is_number(amount[:-1]) and float(amount[:-1]) >= 1:
+                return cls(factor=float(amount[:-1]), part=part)
+        raise ValueError(
+            f"{text!r} is not a slowdown: write a time added to each step (30ms, 0.5s) or a factor (10x), and "
+            "before it data: or send: if it is not the computing that is to be slow"
+        )
 
 
 def _is_number(text: str) -> bool:
@@ -62,7 +77,9 @@ class Launch:
     output: str | None = None  # folder for weights, logs of arrivals and of steps
     termination_log: str | None = None  # file for the reason of a failure, as in Kubernetes
     replay: str | None = None  # arrival log to follow
-    slowdown: str | None = None  # for example 30ms or 10x
+    slowdown: str | None = None  # for example 30ms, 10x or send:30ms
+    started: float | None = None  # when the training began, in Unix time, if not with this process
+    node: str = ""  # where the process runs, if its host name does not tell
     extra: Mapping[str, str] = field(default_factory=dict)  # further variables, passed through
 
     @property
@@ -93,6 +110,8 @@ class Launch:
             "TERMINATION_LOG": self.termination_log,
             "REPLAY": self.replay,
             "SLOWDOWN": self.slowdown,
+            "STARTED": None if self.started is None else str(self.started),
+            "NODE": self.node or None,
         }
         return {PREFIX + k: v for k, v in texts.items() if v is not None} | dict(self.extra)
 
@@ -119,6 +138,8 @@ class Launch:
                 termination_log=get("TERMINATION_LOG"),
                 replay=get("REPLAY"),
                 slowdown=get("SLOWDOWN"),
+                started=float(environment[PREFIX + "STARTED"]) if PREFIX + "STARTED" in environment else None,
+                node=get("NODE") or "",
             )
             if len(bytes.fromhex(launch.training_id)) != 16:
                 raise ValueError(f"{PREFIX}TRAINING_ID must be 32 hexadecimal digits")

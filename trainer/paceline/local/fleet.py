@@ -27,7 +27,7 @@ class Fleet:
 
     def __init__(self, request: Request) -> None:
         self.request, self.spec = request, request.training.spec
-        self.training_id = secrets.token_hex(16)
+        self.training_id, self.began = secrets.token_hex(16), time.time()
         self.replicas: list[Replica] = []
         self._members = replicas(self.spec)
         self._listeners: dict[str, socket.socket] = {}
@@ -137,6 +137,7 @@ class Fleet:
             termination_log=str(failure),
             replay=str((request.replay / "arrivals-ps-0.csv").resolve()) if request.replay else None,
             slowdown=request.slow.get(ordinal) if role is Role.WORKER else None,
+            started=self.began,
         )
 
     def _tell_guard(self, line: str) -> None:

@@ -19,8 +19,10 @@ from paceline.local.fleet import Fleet, Hurry
 from paceline.local.replica import Replica
 from paceline.local.request import MANIFEST, Request, check, cluster_only
 from paceline_core.errors import SpecError
+from paceline_core.goodput import Loss
 from paceline_core.spec import Topology
 
+ENDPOINTS = "endpoints.json"
 TICK_SECONDS = 0.1
 POLL_SECONDS = 0.5
 SETTLE_SECONDS = 1.5  # after the first failure, for others that failed by themselves
@@ -42,6 +44,7 @@ def run(request: Request, display: Display) -> int:
     hurry.install()
     watch = Watch(request, fleet, display, hurry)
     try:
+        _write_endpoints(request, fleet)
         fleet.start(display.line)
         watch.until_end()
     finally:
@@ -54,7 +57,7 @@ class Watch:
 
     def __init__(self, request: Request, fleet: Fleet, display: Display, hurry: Hurry) -> None:
         self._request, self._fleet, self._display, self._hurry = request, fleet, display, hurry
-        self._began, self._started = time.monotonic(), datetime.now(UTC)
+        self._began, self._started = time.monotonic(), datetime.fromtimestamp(fleet.began, UTC)
         self._status: dict[str, Any] | None = None
         self._polled = 0.0  # when the request for the last status was sent
         self._over = threading.Event()
@@ -180,6 +183,7 @@ class Watch:
             "version": status.get("version", 0),
             "workers": workers,
             "verdict": status.get("overall_verdict"),
+            "goodput": _whole(status.get("goodput"), time.monotonic() - self._began),
             "reported": next((w["reported"] for w in workers if w["worker"] == 0), {}),
             "weights_sha256": weights,
             "error": self._failure if result == "Failed" else None,
@@ -230,6 +234,21 @@ def _info(request: Request, fleet: Fleet) -> dict[str, Any]:
         "status": fleet.status_url,
         "metrics": metrics,
     }
+
+
+def _write_endpoints(request: Request, fleet: Fleet) -> None:
+    """Where to ask the processes, for who looks at the run while it goes on."""
+    endpoints = {"status": fleet.status_url, "metrics": fleet.metrics()}
+    (request.folder / ENDPOINTS).write_text(json.dumps(endpoints, indent=1) + "\n")
+
+
+def _whole(goodput: dict[str, Any] | None, seconds: float) -> dict[str, Any] | None:
+    """The goodput that server 0 told, made up to the whole run: what came after its end is shutdown too."""
+    if goodput is None:
+        return None
+    rest = max(0.0, seconds - goodput["seconds"])
+    lost = {**goodput["lost"], Loss.SHUTDOWN: goodput["lost"].get(Loss.SHUTDOWN, 0.0) + rest}
+    return {"seconds": goodput["seconds"] + rest, "productive": goodput["productive"], "lost": lost}
 
 
 def _strategy(request: Request) -> str:

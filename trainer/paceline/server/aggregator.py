@@ -1,182 +1,122 @@
-"""Who makes whom wait: joins arrivals (on this process's clock) and the workers' reports into one status.
+"""Who makes whom wait: joins arrivals (on this process's clock) and the workers' reports into one status."""
 
-*Arrival lag* of a worker in a round: how long after the median arrival its gradient arrived. In a ring nobody receives,
-so a worker's lag is how much less than the median it waited for the others in the same step.
-"""
-
-import csv
 import statistics
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from paceline import metrics
+from paceline.metrics import Instruments
+from paceline.server.judge import Judge
+from paceline.server.steplog import StepLog
+from paceline.server.workers import Worker, mean, new_workers
+from paceline_core.attribution import Lags, Round, by_arrival, by_wait
+from paceline_core.goodput import Goodput, Loss
+from paceline_core.launch import Launch
+from paceline_core.spec import OnStale, Topology
+
 REPORTED = 20  # values that a summary holds
-WINDOW = 200  # rounds, and steps of each worker, that count as recent
-FEWEST_ROUNDS = 20  # before a verdict
-SHARE = 0.5  # of all waiting, caused by one worker, before it is named
-LAG_OF_ROUND = 0.2  # its lag against the round's duration, before it is named
-SLOW = 1.5  # times the median of the other workers' own computing, before a worker is called slow
-STEP_COLUMNS = ("worker", "step", "version", "time", "loss", "latency", "wall", "staleness", "accepted", "reason")
-PHASES = ("data", "forward", "backward", "encode", "send", "wait", "receive", "apply", "checkpoint", "other")
-COMPUTING = ("data", "forward", "backward")
-
-
-@dataclass
-class WorkerRecord:
-    """What is known of one worker."""
-
-    state: str = "waiting"
-    total_steps: int | None = None
-    rows: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    staleness: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    contended: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))  # staleness while all took part
-    applied: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    reported: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Round:
-    """One synchronous update: each worker's lag and the time since the update before, in seconds."""
-
-    lags: Mapping[int, float]
-    seconds: float
-
-
-class Lags:
-    """Lag summed over the recent rounds and over the whole run."""
-
-    def __init__(self) -> None:
-        self.recent: deque[Round] = deque(maxlen=WINDOW)
-        self.total: Counter[int] = Counter()
-        self.rounds, self.seconds = 0, 0.0
-
-    def add(self, lags: Mapping[int, float], seconds: float) -> None:
-        """Count one round."""
-        self.recent.append(Round(lags, seconds))
-        self.rounds, self.seconds = self.rounds + 1, self.seconds + seconds
-        for worker, lag in lags.items():
-            self.total[worker] += lag  # type: ignore[assignment]
-
-    def window(self) -> tuple[Counter[int], int, float]:
-        """Lag by worker, rounds and seconds of the recent rounds."""
-        total: Counter[int] = Counter()
-        for each in self.recent:
-            for worker, lag in each.lags.items():
-                total[worker] += lag  # type: ignore[assignment]
-        return total, len(self.recent), sum(r.seconds for r in self.recent)
-
-
-def arrival_lags(arrivals: Mapping[int, float]) -> dict[int, float]:
-    """Each worker's time after the median arrival, in seconds, at least 0."""
-    median = statistics.median(arrivals.values())
-    return {worker: max(0.0, at - median) for worker, at in arrivals.items()}
-
-
-def ring_lags(waits: Mapping[int, float]) -> dict[int, float]:
-    """How much less than the median each worker waited, in seconds, at least 0."""
-    median = statistics.median(waits.values())
-    return {worker: max(0.0, median - wait) for worker, wait in waits.items()}
-
-
-def verdict(lag: Mapping[int, float], rounds: int, seconds: float) -> dict[str, Any] | None:
-    """The worker that makes the others wait: most of all lag, and a lag that matters against the round."""
-    total = sum(lag.values())
-    if rounds < FEWEST_ROUNDS or total <= 0 or len(lag) < 2:
-        return None
-    worker = max(lag, key=lambda w: lag[w])
-    share, each, duration = lag[worker] / total, lag[worker] / rounds, seconds / rounds
-    if share <= SHARE or each <= LAG_OF_ROUND * duration:
-        return None
-    return {"worker": worker, "lag_share": share, "lag_seconds": each, "round_seconds": duration}
+ACCOUNT_SECONDS = 1.0  # between two looks at verdict and goodput
 
 
 class Aggregator:
     """Collects, and answers /status. Safe to call from any thread."""
 
-    def __init__(self, training: str, topology: str, strategy: str, world_size: int, folder: str | None) -> None:
-        self.training, self.topology, self.strategy = training, topology, strategy
-        self.workers = {w: WorkerRecord() for w in range(world_size)}
+    def __init__(self, launch: Launch, instruments: Instruments) -> None:
+        spec = launch.spec
+        self.training, self.topology = launch.training, str(spec.topology)
+        self.strategy = "AllReduce" if spec.topology is Topology.ALL_REDUCE else str(spec.server.strategy)
+        self.waits_for_all = not spec.asynchronous
+        self._repeats = spec.asynchronous and spec.server.staleness.on_stale is OnStale.RECOMPUTE
+        self.workers = new_workers(spec.world_size)
         self.version, self.finished = 0, False
         self.lags = Lags()
+        self._metrics = instruments
         self._started = time.monotonic()
+        early = 0.0 if launch.started is None else max(0.0, time.time() - launch.started)
+        self._goodput = Goodput(self._started - early)
+        self._judge = Judge(self.lags, self.workers, self.waits_for_all)
+        self._training = 0  # workers that train now
+        self._updated = self._accounted = 0.0  # when the last update was made, and the last account
+        self._since = (0.0, 0, 0)  # at the last account: time lost by waiting, gradients applied, rejected
         self._last_round = 0.0
         self._waits: dict[int, dict[int, tuple[float, float]]] = {}  # ring: step -> worker -> (wait, wall)
         self._lock = threading.Lock()
-        self._file = Path(folder, "steps.csv").open("w", newline="") if folder else None
-        self._csv = csv.writer(self._file) if self._file else None
-        if self._csv:
-            self._csv.writerow([*STEP_COLUMNS, *PHASES])
+        self._log = StepLog(launch.output if launch.ordinal == 0 else None)
 
     def state(self, worker: int, state: str, total_steps: int | None = None) -> None:
         """A worker joined, finished or was lost."""
         with self._lock:
-            self.workers[worker].state = state
-            self.workers[worker].total_steps = total_steps or self.workers[worker].total_steps
+            it = self.workers[worker]
+            self._training += (state == "training") - (it.state == "training")
+            it.state, it.total_steps = state, total_steps or it.total_steps
 
-    def applied(
-        self, version: int, delays: Mapping[int, int], arrivals: Mapping[int, float] | None
-    ) -> dict[int, float]:
-        """An update was decided; `arrivals` of its pushes when it was a round of all. Gives each worker's lag."""
+    def applied(self, version: int, delays: Mapping[int, int], arrivals: Mapping[int, float] | None) -> None:
+        """An update was decided; `arrivals` (time.monotonic) of its pushes when it was a round of all."""
         with self._lock:
             self.version = version
             for worker, delay in delays.items():
                 self.workers[worker].applied += 1
+                self._metrics.add(metrics.APPLIED, 1, str(worker))
                 self._delayed(worker, delay)
-            if not arrivals or len(arrivals) < 2:
-                return {}
-            now, before = max(arrivals.values()), self._last_round
-            self._last_round = now
-            lags = arrival_lags(arrivals)
-            if before:
-                self.lags.add(lags, now - before)
-            return lags
+            if arrivals and len(arrivals) > 1:
+                now, before = max(arrivals.values()), self._last_round
+                self._last_round = now
+                if before:
+                    self._round(by_arrival(arrivals, before, now))
+            self._account(time.monotonic())
 
     def rejected(self, worker: int, reason: str, delay: int) -> None:
         """A push was rejected."""
         with self._lock:
             self.workers[worker].rejected[reason] += 1
+            self._metrics.add(metrics.REJECTED, 1, str(worker), reason)
             self._delayed(worker, delay)
+            self._account(time.monotonic())
 
-    def report(self, worker: int, rows: Sequence[dict[str, Any]], reported: Mapping[str, float]) -> dict[int, float]:
-        """A worker's steps since its last report. Gives the lags of the ring rounds that are now complete."""
+    def report(self, worker: int, rows: Sequence[dict[str, Any]], reported: Mapping[str, float]) -> None:
+        """A worker's steps since its last report. Raises OSError, and KeyError, TypeError, ValueError for bad rows."""
         with self._lock:
-            record = self.workers[worker]
-            record.rows.extend(rows)
-            record.reported.update(reported)
-            if self._csv and self._file:
-                self._csv.writerows(
-                    [worker, *(row.get(c, "") for c in STEP_COLUMNS[1:]), *(row["phases"].get(p, 0.0) for p in PHASES)]
-                    for row in rows
-                )
-                self._file.flush()
-            total: Counter[int] = Counter()
-            if self.topology == "AllReduce":
+            self._log.write(worker, rows)
+            self.workers[worker].report(rows, reported, self._repeats)
+            self._metrics.set(metrics.LAST_SEEN, time.time(), str(worker))
+            for row in rows:
+                self._metrics.observe(metrics.TRAINING_LATENCY, row["latency"])
+            if rows:
+                latest = self.workers[worker].steps.latency_mean_and_max()
+                for stat, value in zip(("mean", "max"), latest, strict=True):
+                    self._metrics.set(metrics.WORKER_LATENCY, value, str(worker), stat)
+            if self.topology == Topology.ALL_REDUCE:
                 for row in rows:
-                    for who, lag in self._ring(worker, row).items():
-                        total[who] += lag  # type: ignore[assignment]
-            return dict(total)
+                    self._ring(worker, row)
+
+    def end(self) -> None:
+        """The training is over: from here on nothing is accounted for."""
+        with self._lock:
+            if not self.finished:
+                self.finished = True
+                if self._updated > self._accounted:
+                    self._divide(self._updated)
+                self._tell_goodput(lambda: self._goodput.ended(time.monotonic()))
 
     def status(self) -> dict[str, Any]:
         """What /status answers."""
         with self._lock:
-            lag, rounds, seconds = self.lags.window()
-            recent = verdict(lag, rounds, seconds)
+            recent, said = self._judge.verdict(time.time()), self._judge.of_workers()
             return {
                 "training": self.training,
                 "topology": self.topology,
                 "strategy": self.strategy,
+                "level": str(self._metrics.level),
                 "version": self.version,
                 "finished": self.finished,
                 "uptime_seconds": time.monotonic() - self._started,
-                "missing": [w for w, r in self.workers.items() if r.state == "waiting"],
-                "workers": [self._worker(w, lag, rounds, recent) for w in self.workers],
+                "missing": [w for w, it in self.workers.items() if it.state == "waiting"],
+                "workers": [self._worker(w, it, said.get(w, ([], None))) for w, it in self.workers.items()],
                 "verdict": recent,
-                "overall_verdict": verdict(self.lags.total, self.lags.rounds, self.lags.seconds),
+                "overall_verdict": self._judge.overall(),
+                "goodput": self._goodput.to_json(),
             }
 
     def summary(self) -> dict[str, Any]:
@@ -189,83 +129,103 @@ class Aggregator:
             "loss": statistics.fmean(losses) if losses else None,
             "reported": dict([item for w in status["workers"] for item in w["reported"].items()][:REPORTED]),
             "verdict": status["overall_verdict"],
+            "goodput": status["goodput"],
         }
 
     def close(self) -> None:
         """Flush the log of steps."""
-        if self._file:
-            self._file.close()
+        self._log.close()
 
     def _delayed(self, worker: int, delay: int) -> None:
-        self.workers[worker].staleness.append(delay)
-        if all(r.state == "training" for r in self.workers.values()):
-            self.workers[worker].contended.append(delay)
+        smoothed = self.workers[worker].delayed(delay, contended=self._training == len(self.workers))
+        self._metrics.observe(metrics.DELAY, delay)
+        self._metrics.set(metrics.WORKER_DELAY, smoothed, str(worker))
 
-    def _ring(self, worker: int, row: Mapping[str, Any]) -> dict[int, float]:
+    def _round(self, it: Round) -> None:
+        self.lags.add(it)
+        for worker, lag in it.lags.items():
+            self._metrics.add(metrics.LAG, lag, str(worker))
+        self._metrics.add(metrics.LAST_ARRIVALS, 1, str(it.last))
+        self._metrics.observe(metrics.ROUND, it.seconds)
+        self._metrics.observe(metrics.SPREAD, it.spread)
+
+    def _ring(self, worker: int, row: Mapping[str, Any]) -> None:
+        """Join the workers' waits in the same step, which come one after the other, into a round."""
         waits = self._waits.setdefault(row["step"], {})
         waits[worker] = (row["phases"].get("wait", 0.0), row["wall"])
-        self.version = max(self.version, row["step"])
         if len(waits) < len(self.workers):
-            return {}
+            return
         del self._waits[row["step"]]
-        lags = ring_lags({w: wait for w, (wait, _) in waits.items()}) if len(waits) > 1 else {}
-        self.lags.add(lags, statistics.median(wall for _, wall in waits.values()))
+        now = time.monotonic()
+        self.version = max(self.version, row["step"])
+        self._metrics.set(metrics.VERSION, self.version)
+        if len(waits) > 1:
+            seconds = statistics.median(wall for _, wall in waits.values())
+            self._round(by_wait({w: wait for w, (wait, _) in waits.items()}, seconds, now))
         for each in waits:
             self.workers[each].applied += 1
-        return lags
+            self._metrics.add(metrics.APPLIED, 1, str(each))
+        self._account(now)
 
-    def _worker(self, worker: int, lag: Mapping[int, float], rounds: int, recent: Any) -> dict[str, Any]:
-        record, rows = self.workers[worker], list(self.workers[worker].rows)
-        last, total = rows[-1] if rows else {}, sum(lag.values())
+    def _account(self, now: float) -> None:
+        """Once a second: divide the time since the last look, and look who is slow."""
+        self._updated = now
+        if now - self._accounted < ACCOUNT_SECONDS:
+            return
+        self._divide(now)
+        self._metrics.clear(metrics.STRAGGLER)
+        found = self._judge.verdict(time.time())
+        if found:
+            self._metrics.set(metrics.STRAGGLER, found["cost"], str(found["worker"]), found["cause"])
+
+    def _divide(self, now: float) -> None:
+        """Account for the time since the last account."""
+        shares = self._shares(now - self._accounted)
+        self._tell_goodput(lambda: self._goodput.trained(now, shares))
+        self._accounted = now
+
+    def _shares(self, seconds: float) -> dict[Loss, float]:
+        """Which shares of the last `seconds` were lost."""
+        workers = self.workers.values()
+        now = (self.lags.whole.waited, sum(w.applied for w in workers), sum(w.rejected.total() for w in workers))
+        waited, applied, rejected = (b - a for a, b in zip(self._since, now, strict=True))
+        self._since = now
+        training = [w.steps.data_share() for w in workers if len(w.steps)]
+        data = statistics.median(training) if training else 0.0
+        if self.waits_for_all:
+            straggler = min(1.0, waited / seconds)
+            return {Loss.STRAGGLER: straggler, Loss.DATA: (1 - straggler) * data}
+        redone = rejected / (applied + rejected) if rejected else 0.0
+        return {Loss.DATA: data, Loss.REWORK: (1 - data) * redone}
+
+    def _tell_goodput(self, change: Callable[[], None]) -> None:
+        """Change the goodput, and count what it grew by."""
+        productive, lost = self._goodput.productive, dict(self._goodput.lost)
+        change()
+        self._metrics.add(metrics.PRODUCTIVE, self._goodput.productive - productive)
+        for reason, seconds in self._goodput.lost.items():
+            self._metrics.add(metrics.LOST, seconds - lost.get(reason, 0.0), str(reason))
+
+    def _worker(self, worker: int, it: Worker, said: tuple[list[str], str | None]) -> dict[str, Any]:
+        lags = self.lags.recent
+        total = sum(lags.lag.values())
         return {
             "worker": worker,
-            "state": record.state,
-            "step": last.get("step", 0),
-            "total_steps": record.total_steps,
-            "loss": last.get("loss"),
-            "step_seconds": _median([r["wall"] for r in rows]),
-            "latency_seconds": _median([r["latency"] for r in rows]),
-            "lag_seconds": lag.get(worker, 0.0) / rounds if rounds else None,
-            "lag_share": lag.get(worker, 0.0) / total if total else None,
-            "staleness": statistics.fmean(record.staleness) if record.staleness else None,
-            "applied": record.applied,
-            "rejected": sum(record.rejected.values()),
-            "rejected_by_reason": dict(record.rejected),
-            "phases": {p: statistics.fmean(r["phases"].get(p, 0.0) for r in rows) for p in PHASES} if rows else {},
-            "reported": record.reported,
-            "verdicts": self._verdicts(worker, recent),
+            "state": it.state,
+            "step": it.step,
+            "total_steps": it.total_steps,
+            "loss": it.loss,
+            "step_seconds": it.steps.wall(),
+            "latency_seconds": it.steps.latency(),
+            "lag_seconds": lags.lag[worker] / lags.rounds if lags.rounds else None,
+            "lag_share": lags.lag[worker] / total if total > 0 else None,
+            "last_arrivals": lags.last[worker],
+            "staleness": mean(it.staleness),
+            "applied": it.applied,
+            "rejected": it.rejected.total(),
+            "rejected_by_reason": dict(it.rejected),
+            "phases": it.steps.phases(),
+            "reported": it.reported,
+            "verdicts": said[0],
+            "cause": said[1],
         }
-
-    def _verdicts(self, worker: int, recent: Any) -> list[str]:
-        out = ["makes the others wait"] if recent and recent["worker"] == worker else []
-        if self.strategy != "Asynchronous" or len(self.workers) < 2:
-            return out
-        if _stands_out(worker, {w: _own_seconds(r) for w, r in self.workers.items()}, at_least=0.002):
-            out.append("slow")
-            if _stands_out(worker, {w: _mean(r.contended) for w, r in self.workers.items()}, at_least=1.0):
-                out.append("stale")
-        return out
-
-
-def _stands_out(worker: int, values: Mapping[int, float | None], at_least: float) -> bool:
-    mine = values[worker]
-    others = [v for w, v in values.items() if w != worker and v is not None]
-    if mine is None or not others:
-        return False
-    usual = statistics.median(others)
-    return mine > SLOW * usual and mine - usual > at_least
-
-
-def _own_seconds(record: WorkerRecord) -> float | None:
-    if len(record.rows) < 5:
-        return None
-    own = [sum(float(r["phases"].get(p, 0.0)) for p in COMPUTING) for r in record.rows]
-    return statistics.median(own)
-
-
-def _mean(values: Sequence[float] | deque[int]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None

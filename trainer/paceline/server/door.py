@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paceline.metrics import ServerMetrics
+from paceline import metrics
+from paceline.metrics import Instruments
 from paceline.wire import endpoint
 from paceline.wire.channel import Channel
 from paceline.wire.frames import Header, Kind
@@ -21,8 +22,8 @@ class Door:
     A handler returns when its peer is done. Nothing that a peer sends can do more than end its own connection.
     """
 
-    def __init__(self, launch: Launch, handlers: Mapping[str, Handler], metrics: ServerMetrics) -> None:
-        self._launch, self._handlers, self._metrics = launch, handlers, metrics
+    def __init__(self, launch: Launch, handlers: Mapping[str, Handler], instruments: Instruments) -> None:
+        self._launch, self._handlers, self._metrics = launch, handlers, instruments
         self._training = bytes.fromhex(launch.training_id)
         self._tls = endpoint.server_context(launch.tls) if launch.tls else None
         self._listener = endpoint.listen(launch.listen)
@@ -76,7 +77,7 @@ class Door:
                 self._channels.add(channel)
             self._greet(channel, role)
         except ProtocolError as error:
-            self._metrics.peers_rejected.labels(**self._metrics.labels, reason=error.reason).inc()
+            self._metrics.add(metrics.PEERS_REJECTED, 1, error.reason)
         except (PeerLost, EOFError):
             pass  # its owner decides whether it matters that this connection is gone
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paceline.server.shard import Push, Shard
+from paceline.trace import Update
 from paceline_core.errors import PeerLost
 from paceline_core.strategy import Action, Admit, Apply, Reject, Reply
 
@@ -40,9 +41,9 @@ class Executor:
     that a slow reader neither sees a mixture of versions nor makes anyone wait.
     """
 
-    def __init__(self, shard: Shard, live: bool, observe: Callable[[int, float], None]) -> None:
+    def __init__(self, shard: Shard, live: bool, observe: Callable[[Update], None]) -> None:
         self.shard, self.live = shard, live
-        self._observe = observe  # version and duration of each update
+        self._observe = observe
         self.pushes: dict[int, Push] = {}  # complete, not yet applied
         self.outcomes: dict[int, Outcome] = {}  # the last of each worker
         self.incoming: dict[int, bytes] = {}  # the buffers (as of BatchNorm) that worker 0 sent with a push
@@ -50,14 +51,14 @@ class Executor:
         self.statics = b""
         self.version = 0
         self.failure: Exception | None = None
-        self._orders: queue.SimpleQueue[Sequence[Action] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[tuple[float, Sequence[Action]] | None] = queue.SimpleQueue()
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="executor", daemon=True)
         self._thread.start()
 
     def order(self, actions: Sequence[Action]) -> None:
         """Queue actions; they are carried out in the order in which they come."""
-        self._orders.put(actions)
+        self._orders.put((time.monotonic(), actions))
 
     def fail(self, error: Exception) -> None:
         """End every wait with `error`."""
@@ -101,18 +102,18 @@ class Executor:
 
     def _run(self) -> None:
         try:
-            while (actions := self._orders.get()) is not None:
-                self._carry_out(actions)
+            while (order := self._orders.get()) is not None:
+                self._carry_out(*order)
         except Exception as error:
             error.add_note("the update on the server failed")
             self.fail(error)
 
-    def _carry_out(self, actions: Sequence[Action]) -> None:
+    def _carry_out(self, ordered: float, actions: Sequence[Action]) -> None:
         replies = [a for a in actions if isinstance(a, Reply)]
         for action in actions:
             match action:
                 case Apply():
-                    self._apply(action, {r.worker: r for r in replies})
+                    self._apply(action, {r.worker: r for r in replies}, ordered)
                 case Reply() if not self._decided(action.worker, action.incarnation, action.step):
                     self._send_current(action.worker, self._accept(action))
                 case Admit():
@@ -128,8 +129,8 @@ class Executor:
     def _accept(self, reply: Reply) -> Outcome:
         return Outcome(reply.incarnation, reply.step, True, reply.version, reply.delay)
 
-    def _apply(self, action: Apply, replies: dict[int, Reply]) -> None:
-        started, progress = time.perf_counter(), Progress()
+    def _apply(self, action: Apply, replies: dict[int, Reply], ordered: float) -> None:
+        began, progress = time.monotonic(), Progress()
         pushes = {p.worker: self.pushes.pop(p.worker) for p in action.pushes}
         answered = [p.worker for p in action.pushes if p.worker in replies]
         if 0 in pushes:
@@ -143,7 +144,8 @@ class Executor:
             self._hand_out(answered, index)
             self._advance(progress)
         self.version = action.version
-        self._observe(action.version, time.perf_counter() - started)
+        arrived = [(worker, push.step, push.arrived) for worker, push in pushes.items()]
+        self._observe(Update(action.version, began, time.monotonic(), began - ordered, arrived))
 
     def _send_current(self, worker: int, outcome: Outcome) -> None:
         outcome.statics = self.statics

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from paceline.metrics import ServerMetrics
+from paceline import metrics
+from paceline.metrics import Instruments
 from paceline.server.executor import Executor, Outcome, waited_for
 from paceline.server.inbox import Inbox
 from paceline.server.roll import Roll
@@ -26,12 +27,12 @@ class Lanes:
         self,
         launch: Launch,
         roll: Roll,
-        metrics: ServerMetrics,
+        instruments: Instruments,
         arrived: Arrived,
         waiting_for: Callable[[], tuple[int, ...]],
         new_executor: Callable[[Shard], Executor],
     ) -> None:
-        self.launch, self.roll, self.metrics = launch, roll, metrics
+        self.launch, self.roll, self.metrics = launch, roll, instruments
         self.arrived, self.waiting_for, self._new_executor = arrived, waiting_for, new_executor
         self.count = launch.spec.gradients.connections
         self.initialised = False
@@ -158,7 +159,7 @@ class Lane:
     def _commit(self, header: Header) -> None:
         try:
             value = self.channel.json(header)
-            push = Push([int(i) for i in value["absent"]], [dict(s) for s in value["settings"]])
+            push = Push([int(i) for i in value["absent"]], [dict(s) for s in value["settings"]], header.step)
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError("bad_payload", f"a COMMIT without settings: {error}") from error
         if len(push.settings) != len(self.shard.signature.settings):
@@ -195,7 +196,7 @@ class Lane:
         self._count()
 
     def _count(self) -> None:
-        metrics, now = self.lanes.metrics, (self.channel.received, self.channel.sent)
+        now = (self.channel.received, self.channel.sent)
         for direction, total, before in zip(("received", "sent"), now, self._counted, strict=True):
-            metrics.bytes.labels(**metrics.labels, direction=direction).inc(total - before)
+            self.lanes.metrics.add(metrics.SERVER_BYTES, total - before, direction)
         self._counted = now

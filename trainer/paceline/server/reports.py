@@ -1,9 +1,9 @@
 """What workers tell about their steps, and how they say goodbye."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
-from paceline.metrics import ServerMetrics
 from paceline.server.aggregator import Aggregator
 from paceline.server.roll import Roll
 from paceline.signature import Signature
@@ -19,12 +19,11 @@ class Reports:
         self,
         roll: Roll,
         aggregator: Aggregator,
-        metrics: ServerMetrics,
         left: Callable[[int, int], None],
         fail: Callable[[Exception], None],
     ) -> None:
         self._fail = fail
-        self._roll, self._aggregator, self._metrics, self._left = roll, aggregator, metrics, left
+        self._roll, self._aggregator, self._left = roll, aggregator, left
 
     def serve(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
         """Serve one worker until it leaves."""
@@ -48,6 +47,8 @@ class Reports:
             value = channel.json(header)
             if header.kind is Kind.REPORT:
                 self._count(worker, value)
+            elif header.kind is Kind.CLOCK:
+                channel.send_json(Header(Kind.VALUE, channel.training), {"time": time.time()})
             elif header.kind is Kind.LEAVE:
                 self._aggregator.state(worker, "finished")
                 channel.send_json(Header(Kind.READY, channel.training), {})
@@ -58,13 +59,9 @@ class Reports:
 
     def _count(self, worker: int, value: dict[str, Any]) -> None:
         try:
-            lags = self._aggregator.report(worker, list(value["rows"]), dict(value["reported"]))
+            self._aggregator.report(worker, list(value["rows"]), dict(value["reported"]))
         except OSError as error:  # the log of steps cannot be written
             self._fail(error)
             return
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError("bad_payload", f"a REPORT that cannot be read: {error}") from error
-        for who, lag in lags.items():
-            self._metrics.lag.labels(**self._metrics.labels, worker=str(who)).inc(lag)
-        if self._aggregator.topology == "AllReduce":
-            self._metrics.version.set(self._aggregator.version)

@@ -81,10 +81,10 @@ class Roll:
             self.failure = self.failure or error
             self.changed.notify_all()
 
-    def connections(self) -> int:
-        """How many connections are open."""
+    def connected_workers(self) -> int:
+        """How many workers have an open connection."""
         with self.changed:
-            return sum(self._open.values())
+            return sum(count > 0 for count in self._open.values())
 
     def finished(self) -> bool:
         """Whether nobody is left to serve, or to come back. Raises PeerLost when all were lost."""

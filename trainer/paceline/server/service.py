@@ -7,10 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
-from paceline import weights
-from paceline.metrics import ServerMetrics
+from paceline import metrics, weights
 from paceline.server.aggregator import Aggregator
 from paceline.server.door import Door
 from paceline.server.executor import Executor
@@ -20,8 +17,9 @@ from paceline.server.reports import Reports
 from paceline.server.roll import Roll, lost
 from paceline.server.sequencer import ArrivalLog, Machine, Sequencer, read_arrivals
 from paceline.server.shard import Shard
+from paceline.trace import Trace, Update
 from paceline.web import serve
-from paceline_core import strategies
+from paceline_core import strategies, telemetry
 from paceline_core.errors import PacelineError, PeerLost
 from paceline_core.launch import Launch
 from paceline_core.replay import follow
@@ -29,7 +27,6 @@ from paceline_core.spec import Strategy
 from paceline_core.strategy import Action, Apply, Event, Joined, Left, Pushed, Reject, start
 
 TICK_SECONDS = 0.1
-EWMA_WEIGHT = 0.1  # of the newest delay in a worker's staleness
 FAREWELL_SECONDS = 5.0  # after a failure, for workers to ask what happened
 log = logging.getLogger("paceline")
 
@@ -40,21 +37,19 @@ class ParameterService:
     def __init__(self, launch: Launch) -> None:
         spec, self.launch = launch.spec, launch
         self.stopping = threading.Event()  # SIGTERM: write what is reached, and end
-        self.registry = CollectorRegistry()
-        self.metrics = ServerMetrics(self.registry, launch.training, launch.ordinal)
+        self.metrics = metrics.of_server(launch.training, launch.ordinal, telemetry.level(spec))
+        if spec.asynchronous:
+            self.metrics.set(metrics.MAX_STALENESS, spec.server.staleness.max_staleness)
+        self.trace = Trace(launch.name, time.monotonic())
         self.roll = Roll(launch.world_size, spec.run_policy.start_timeout_seconds, launch.replaced)
         self.log = ArrivalLog(launch.output, launch.ordinal)
         self.first = launch.ordinal == 0
         self.synchronous = spec.server.strategy is Strategy.SYNCHRONOUS
         self.lanes = Lanes(launch, self.roll, self.metrics, self._arrived, self._waiting_for, self._new_executor)
-        self.aggregator = Aggregator(
-            launch.training, "ParameterServer", spec.server.strategy, launch.world_size,
-            launch.output if self.first else None,
-        )  # fmt: skip
+        self.aggregator = Aggregator(launch, self.metrics)
         self.sequencer = Sequencer(_machine(launch), spec.server.replicas, self._decided) if self.first else None
         self.followers = Followers(self._sequencer, self.fail)
-        self.reports = Reports(self.roll, self.aggregator, self.metrics, self._left, self.fail)
-        self._staleness: dict[int, float] = {}  # of each worker, exponentially weighted
+        self.reports = Reports(self.roll, self.aggregator, self._left, self.fail)
         self.leader: Leader | None = None
         self._orders_over = threading.Event()  # nothing more will come from shard 0
         handlers = {"lane": self.lanes.serve}
@@ -68,7 +63,8 @@ class ParameterService:
 
     def run(self) -> None:
         """Serve until every worker has left, then write the weights. Raises what made the training fail."""
-        web = serve(self.launch.metrics, self.registry, self.aggregator.status if self.first else None)
+        pages = {"/trace": self.trace.to_json} | ({"/status": self.aggregator.status} if self.first else {})
+        web = serve(self.launch.metrics, self.metrics, pages)
         self.door.open()
         if self.first:
             self._orders_over.set()
@@ -103,7 +99,8 @@ class ParameterService:
             if self.roll.finished():
                 self._orders_over.wait(FAREWELL_SECONDS)
                 return
-            self.metrics.connected.set(self.roll.connections())
+            self.metrics.set(metrics.CONNECTED, self.roll.connected_workers())
+            self.metrics.set(metrics.QUEUE, len(executor.pushes) if executor else 0)
 
     def _say_why(self, failure: Exception) -> None:
         known = (
@@ -123,7 +120,7 @@ class ParameterService:
             self._left(worker, self.roll.incarnations[worker])
 
     def _end(self) -> None:
-        self.aggregator.finished = True
+        self.aggregator.end()
         self.followers.close()
         if self.lanes.executor:
             if self.lanes.executor.failure is None:
@@ -132,9 +129,9 @@ class ParameterService:
         self.door.close()
         if self.leader:
             self.leader.close()
-        for each in (self.log, self.aggregator):
+        for finish in (self.log.close, self.aggregator.close, lambda: self.trace.write(self.launch.output)):
             try:
-                each.close()
+                finish()
             except OSError as error:
                 self.roll.fail(error)  # a full disk: what was not written is lost, and the run has failed
 
@@ -150,12 +147,14 @@ class ParameterService:
         weights.save(tensors, folder / weights.shard_file(self.launch.ordinal))
 
     def _new_executor(self, shard: Shard) -> Executor:
-        self.metrics.parameter_bytes.set(sum(b.nbytes for b in shard.buckets))
+        self.metrics.set(metrics.PARAMETER_BYTES, sum(b.nbytes for b in shard.buckets))
         return Executor(shard, live=self.synchronous, observe=self._applied)
 
-    def _applied(self, version: int, seconds: float) -> None:
-        self.metrics.apply.observe(seconds)
-        self.metrics.version.set(version)
+    def _applied(self, update: Update) -> None:
+        self.metrics.observe(metrics.APPLY, update.end - update.begin)
+        self.metrics.add(metrics.LOCK_WAIT, update.waited)
+        self.metrics.set(metrics.VERSION, update.version)
+        self.trace.update(update)
 
     def _arrived(self, event: Joined | Pushed) -> None:
         if self.leader:
@@ -182,9 +181,6 @@ class ParameterService:
                 self._count_applied(action)
             elif isinstance(action, Reject):
                 self.aggregator.rejected(action.worker, action.reason, action.delay)
-                labels = {**self.metrics.labels, "worker": str(action.worker)}
-                self.metrics.rejected.labels(**labels, reason=action.reason).inc()
-                self._count_delay(action.worker, action.delay)
 
     def _carry_out(self, event: Event, actions: Sequence[Action]) -> None:
         try:
@@ -199,24 +195,7 @@ class ParameterService:
     def _count_applied(self, action: Apply) -> None:
         delays = {p.worker: action.version - 1 - p.version for p in action.pushes}
         arrivals = {w: self._sequencer().arrivals[w] for w in delays} if self.synchronous else None
-        lags = self.aggregator.applied(action.version, delays, arrivals)
-        metrics, labels = self.metrics, self.metrics.labels
-        for worker, delay in delays.items():
-            metrics.applied.labels(**labels, worker=str(worker)).inc()
-            self._count_delay(worker, delay)
-        for worker, lag in lags.items():
-            metrics.lag.labels(**labels, worker=str(worker)).inc(lag)
-        if arrivals and len(arrivals) > 1:
-            metrics.last_arrivals.labels(**labels, worker=str(max(arrivals, key=lambda w: arrivals[w]))).inc()
-            metrics.round_spread.observe(max(arrivals.values()) - min(arrivals.values()))
-            metrics.round_duration.observe(time.monotonic() - min(arrivals.values()))
-
-    def _count_delay(self, worker: int, delay: int) -> None:
-        before = self._staleness.get(worker, float(delay))
-        self._staleness[worker] = before + EWMA_WEIGHT * (delay - before)
-        self.metrics.staleness.observe(delay)
-        labels = {**self.metrics.labels, "worker": str(worker)}
-        self.metrics.worker_staleness.labels(**labels).set(self._staleness[worker])
+        self.aggregator.applied(action.version, delays, arrivals)
 
     def _follow(self, event: Event, actions: list[Action]) -> None:
         self._carry_out(event, actions)

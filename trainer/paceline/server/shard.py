@@ -6,6 +6,7 @@ Each slice of a parameter is a tensor of its own, so every kernel sees what it w
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,9 @@ from paceline_core.buckets import Bucket
 class Push:
     """What came with a worker's COMMIT, next to the gradients in its buffer."""
 
-    def __init__(self, absent: Sequence[int] = (), settings: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, absent: Sequence[int] = (), settings: Sequence[Mapping[str, Any]] = (), step: int = 0) -> None:
         self.absent = frozenset(absent)  # parameters that received no gradient
+        self.step, self.arrived = step, time.monotonic()
         self.settings = settings  # of each parameter group, the learning rate among them
 
 

@@ -8,19 +8,20 @@ import base64
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
-from paceline.metrics import ServerMetrics
+from paceline import metrics
 from paceline.server.aggregator import Aggregator
 from paceline.server.door import Door
 from paceline.server.reports import Reports
 from paceline.server.roll import Roll, lost
+from paceline.trace import Trace
 from paceline.web import serve
 from paceline.wire.channel import Channel
 from paceline.wire.frames import Header, Kind
+from paceline_core import telemetry
 from paceline_core.errors import PeerLost, ProtocolError
 from paceline_core.launch import Launch
 
@@ -99,18 +100,20 @@ class Coordinator:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.stopping = threading.Event()
-        self.registry = CollectorRegistry()
-        self.metrics = ServerMetrics(self.registry, launch.training, 0)
+        self.metrics = metrics.of_server(launch.training, 0, telemetry.level(launch.spec))
+        self.trace = Trace(launch.name, time.monotonic())
         self.patience = launch.spec.run_policy.start_timeout_seconds
         self.roll = Roll(launch.world_size, self.patience)
         self.keys = Keys(self.roll)
-        self.aggregator = Aggregator(launch.training, "AllReduce", "AllReduce", launch.world_size, launch.output)
-        reports = Reports(self.roll, self.aggregator, self.metrics, lambda *_: None, self.roll.fail)
+        self.aggregator = Aggregator(launch, self.metrics)
+        reports = Reports(self.roll, self.aggregator, lambda *_: None, self.roll.fail)
         self.door = Door(launch, {"report": reports.serve, "store": self._store}, self.metrics)
 
     def run(self) -> None:
         """Serve until every worker has left. Raises what made the training fail."""
-        web = serve(self.launch.metrics, self.registry, self.aggregator.status)
+        web = serve(
+            self.launch.metrics, self.metrics, {"/status": self.aggregator.status, "/trace": self.trace.to_json}
+        )
         self.door.open()
         try:
             while not self.stopping.wait(TICK_SECONDS) and not self.roll.finished():
@@ -118,18 +121,19 @@ class Coordinator:
                     raise self.roll.failure
                 for worker in self.roll.overdue():
                     raise lost(worker)
-                self.metrics.connected.set(self.roll.connections())
+                self.metrics.set(metrics.CONNECTED, self.roll.connected_workers())
         except (PeerLost, OSError) as error:
             self.roll.fail(error)
             self.door.refuse(error if isinstance(error, PeerLost) else PeerLost(f"the coordinator failed: {error}"))
             raise
         finally:
-            self.aggregator.finished = True
+            self.aggregator.end()
             if self.launch.output:
                 status = json.dumps(self.aggregator.status(), indent=1)
                 Path(self.launch.output, "status.json").write_text(status)
             self.door.close()
             self.aggregator.close()
+            self.trace.write(self.launch.output)
             web.shutdown()
             web.server_close()
 

@@ -3,15 +3,18 @@
 import select
 import socket
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from paceline.wire import link
 from paceline.wire.frames import HEADER_BYTES, Header, Kind, from_json, to_json
 from paceline_core import errors
 from paceline_core.errors import PeerLost, ProtocolError
 
 SENDMSG_LIMIT = 512  # buffers for one sendmsg; Linux takes 1024
+DRAIN_MILLISECONDS = 1
 SMALL_BYTES = 128 << 10  # with TLS, smaller pieces are joined: each call makes at least one record
 
 
@@ -116,6 +119,25 @@ class Channel:
         except BaseException:
             self.close()
             raise
+
+    def drain(self) -> None:
+        """Wait until everything that was sent has left this machine, or the peer answers already."""
+        try:
+            poll = select.poll()
+            poll.register(self.connection, select.POLLIN)
+            limit = time.monotonic() + self.timeout
+            while link.unsent(self.connection) and not poll.poll(DRAIN_MILLISECONDS):
+                if time.monotonic() > limit:
+                    raise self._lost(TimeoutError())
+        except (OSError, ValueError) as error:
+            raise PeerLost(f"the connection to {self.peer} was closed") from error
+
+    def pace(self, bytes_per_second: float) -> None:
+        """Send no faster than this."""
+        try:
+            link.pace(self.connection, bytes_per_second)
+        except OSError as error:
+            raise PeerLost(f"the connection to {self.peer} was closed") from error
 
     def close(self) -> None:
         """End the connection; waiting calls of other threads return with PeerLost."""

@@ -41,7 +41,8 @@ class Kind(IntEnum):
     ARRIVED = 14  # server k -> server 0, JSON: a worker's push or join is complete here
     ORDER = 15  # server 0 -> server k, JSON: actions to carry out
     STORE = 16  # worker -> coordinator, JSON: an operation on the store
-    VALUE = 17  # coordinator -> worker, JSON: its result
+    VALUE = 17  # server 0 or coordinator -> worker, JSON: its result
+    CLOCK = 18  # worker -> server 0 or coordinator: what time is it? A VALUE answers
 
 
 BULK = {Kind.INITIAL, Kind.PUSH, Kind.PARAMETERS, Kind.STATICS}

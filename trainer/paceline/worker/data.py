@@ -7,13 +7,16 @@ from typing import Any, Protocol
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from paceline.worker.brake import Brake
 from paceline.worker.clock import PhaseClock
+from paceline_core.launch import Slowed
 
 
 class Training(Protocol):
     """What the loader needs to know of the training that it feeds."""
 
     clock: PhaseClock
+    brake: Brake
 
     def count_samples(self, count: int) -> None:
         """So many samples were handed out."""
@@ -45,6 +48,8 @@ class ShardedLoader:
         while True:
             clock.enter("data")
             batch = next(batches, _END)
+            if batch is not _END:
+                self._training.brake.pause(Slowed.DATA)
             clock.enter("other")
             if batch is _END:
                 return

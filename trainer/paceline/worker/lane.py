@@ -14,10 +14,11 @@ from paceline.signature import Signature
 from paceline.wire import endpoint
 from paceline.wire.channel import Channel
 from paceline.wire.frames import Header, Kind
+from paceline.worker.brake import Brake
 from paceline.worker.targets import Targets
 from paceline_core.buckets import Bucket, Shard
 from paceline_core.errors import PacelineError, PeerLost, ProtocolError
-from paceline_core.launch import Launch
+from paceline_core.launch import Launch, Slowed
 
 RECONNECT_SECONDS = 10.0
 ATTEMPTS = 5  # for one push
@@ -33,7 +34,7 @@ class Answer:
     delay: int
     reason: str
     statics: list[bytearray]
-    sent: float  # everything was handed to the kernel
+    sent: float  # everything had left this machine
     begun: float  # the answer's header was here
     done: float = 0.0  # the last byte was here
 
@@ -65,11 +66,12 @@ class Lane:
         number: int,
         targets: Targets,
         retried: Callable[[], None],
+        brake: Brake,
     ) -> None:
         self.launch, self.shard, self.number = launch, shard, number
         self.buckets = range(number, len(shard.buckets), launch.spec.gradients.connections)
         self.carries_statics = shard.ordinal == 0 and number == 0
-        self._signature, self._targets, self._retried = signature, targets, retried
+        self._signature, self._targets, self._retried, self._brake = signature, targets, retried, brake
         self._training = bytes.fromhex(launch.training_id)
         self._peer = f"ps-{shard.ordinal}"
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -161,6 +163,7 @@ class Lane:
         for number, data in commit.statics if not (joining and self._initialised) else ():
             channel.send(replace(commit.header, kind=Kind.STATICS, bucket=number), (data,))
         channel.send_json(commit.header, commit.payload)
+        channel.drain()
         sent = time.perf_counter()
         header = channel.expect(Kind.APPLIED, Kind.REJECTED)
         begun = time.perf_counter()
@@ -173,7 +176,14 @@ class Lane:
             self._receive(channel, self.shard.buckets[index])
         answer.done = time.perf_counter()
         self.bytes_sent, self.bytes_received = channel.sent, channel.received
+        self._slow_down(channel)
         return answer
+
+    def _slow_down(self, channel: Channel) -> None:
+        """Make the next push take as much longer as was asked for."""
+        seconds = self._brake.seconds()
+        if self._brake.part is Slowed.SEND and seconds > 0:
+            channel.pace(sum(self.shard.buckets[i].nbytes for i in self.buckets) / seconds)
 
     def _static(self, channel: Channel, size: int) -> bytearray:
         data = bytearray(size)

@@ -1,36 +1,46 @@
 """Measures the phases of a step from the outside: hooks on the model, marks by the loader and by optimizer.step()."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from paceline.worker.brake import Brake
 from paceline.worker.clock import PhaseClock
-from paceline_core.launch import Slowdown
-
-OWN = ("data", "forward", "backward")  # phases in which this worker works by itself
+from paceline.worker.device import DeviceClock
+from paceline_core.launch import Slowed
 
 
 class Observer:
-    """Marks forward and backward on the clock, and slows the worker down when that was asked for."""
+    """Marks forward and backward on the clock, and on the GPU's own where the model is on one."""
 
-    def __init__(self, model: torch.nn.Module, clock: PhaseClock, slowdown: str | None) -> None:
-        self.clock = clock
-        self._slowdown = Slowdown.parse(slowdown) if slowdown else None
-        self._own_seconds, self._slept = 0.0, 0.0
+    def __init__(
+        self, model: torch.nn.Module, parameters: Sequence[torch.Tensor], clock: PhaseClock, brake: Brake
+    ) -> None:
+        self.clock, self._brake = clock, brake
         self.last_ready: float | None = None  # when the last gradient was ready (time.perf_counter)
+        self.device = DeviceClock.of(parameters[0].device)
+        self._trained = sum(p.requires_grad for p in parameters)
+        self._ready = 0
         model.register_forward_pre_hook(self._forward)
         model.register_forward_hook(self._forward_done)
 
-    def step_ended(self, phases: Mapping[str, float]) -> None:
-        """Remember how much this worker computed, for a slowdown by a factor."""
-        self._own_seconds = max(0.0, sum(phases.get(p, 0.0) for p in OWN) - self._slept)
-        self._slept, self.last_ready = 0.0, None
+    def step_ended(self) -> None:
+        """Begin anew."""
+        self.last_ready, self._ready = None, 0
 
     def gradient_ready(self, _: torch.Tensor) -> None:
         """A gradient is ready; the last one of a step ends its backward phase."""
         self.last_ready = time.perf_counter()
+        self._ready += 1
+        if self._ready == self._trained:
+            self.device.mark("ready")
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether every gradient is there, so that this worker has nothing more to compute before its step."""
+        return self._ready >= self._trained
 
     def backward_ended(self) -> None:
         """End the backward phase at the moment when the last gradient was ready; what came after is the script's."""
@@ -42,10 +52,8 @@ class Observer:
             return
         self.backward_ended()
         self.clock.enter("forward")
-        if self._slowdown:
-            pause = self._slowdown.seconds + (self._slowdown.factor - 1) * self._own_seconds
-            time.sleep(pause)
-            self._slept += pause
+        self.device.mark("forward")
+        self._brake.pause(Slowed.COMPUTE)
 
     def _forward_done(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
@@ -58,6 +66,7 @@ class Observer:
 
     def _backward(self, _: torch.Tensor) -> None:
         self.clock.enter("backward")
+        self.device.mark("backward")
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -16,15 +16,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline import weights
-from paceline.metrics import WorkerMetrics
-from paceline.worker.clock import PhaseClock
+from paceline import metrics, weights
 from paceline.worker.describe import describe, trained_parameters
+from paceline.worker.links import Links, sockets
+from paceline.worker.measuring import Measuring
 from paceline.worker.observer import Observer
+from paceline.worker.record import LastStep, Record
 from paceline.worker.reporter import Reporter
-from paceline.worker.steps import LastStep, Steps
+from paceline.worker.steps import Steps
 from paceline.worker.store import WireStore
-from paceline_core.launch import Launch
+from paceline_core.launch import Launch, Slowed
 
 
 class Replica(DistributedDataParallel):
@@ -59,19 +60,25 @@ class Ring:
         launch: Launch,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        metrics: WorkerMetrics,
-        clock: PhaseClock,
+        measuring: Measuring,
         total_steps: int | None,
     ) -> None:
-        self.launch, self.clock, self._inner = launch, clock, model
-        self.reporter = Reporter(launch, describe(model, optimizer), total_steps, metrics.loss.set)
-        self.observer = Observer(model, clock, launch.slowdown)
-        self._steps = Steps(metrics, self.reporter, clock, self.observer)
+        self.launch, self.clock, self._inner = launch, measuring.clock, model
+        self._metrics, self._brake = measuring.metrics, measuring.brake
+        self._parameters = parameters = trained_parameters(optimizer)
+        self.observer = Observer(model, parameters, self.clock, self._brake)
+        record = Record(self._metrics, self.observer.device)
+        signature = describe(model, optimizer)
+        self.reporter = Reporter(launch, signature, total_steps, record, measuring.clocks_compared)
+        self._steps = Steps(measuring, self.reporter, self.observer)
         self._number = 0
-        parameters = trained_parameters(optimizer)
         self._bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
         device = parameters[0].device
-        self._store = _join(launch, device)
+        before = sockets()
+        backend = _backend(launch, device)
+        self._store = _join(launch, backend)
+        self._links = Links(sockets() - before, self._waits)
+        measuring.describe(device, backend.lower(), launch.node)
         self.model = Replica(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -83,7 +90,7 @@ class Ring:
                 parameter.register_post_accumulate_grad_hook(self.observer.gradient_ready)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
-        clock.end_step()
+        self.clock.end_step()
 
     @property
     def last(self) -> LastStep | None:
@@ -100,6 +107,7 @@ class Ring:
         if self.launch.ordinal == 0 and self.launch.output:
             tensors = {k: v for k, v in self._inner.state_dict().items() if isinstance(v, torch.Tensor)}
             weights.save(tensors, Path(self.launch.output, weights.FILE))
+        self._links.close()
         self.reporter.leave()
         dist.destroy_process_group()
         self._store.close()
@@ -112,6 +120,7 @@ class Ring:
     def _before_step(self, *_: Any) -> None:
         if self.clock.phase == "backward" and self.observer.last_ready is not None:
             self.clock.enter("wait", at=self.observer.last_ready)
+        self._steps.look_at(self._parameters)
         self.clock.enter("apply")
 
     def _after_step(self, *_: Any) -> None:
@@ -121,13 +130,23 @@ class Ring:
         shares = 2 * (self.launch.world_size - 1) / self.launch.world_size  # of the gradients, as in a ring
         for direction in ("sent", "received"):
             self._steps.count_bytes(direction, int(self._number * self._bytes * shares))
-        self._steps.finish(self._number, LastStep(self._number, 0, True, ""), latency=now - ready)
+        self._metrics.add(metrics.RAW_BYTES, self._bytes)
+        self._steps.finish(self._number, LastStep(self._number, 0, True, ""), now - ready, self._links.sending)
+        seconds = self._brake.seconds()
+        if self._brake.part is Slowed.SEND and seconds > 0:
+            self._links.pace(self._bytes * shares / seconds)
+
+    def _waits(self) -> bool:
+        """Whether this worker has done its own part of the step, and waits for the sum of all gradients."""
+        return self.clock.phase == "backward" and self.observer.all_ready
 
 
-def _join(launch: Launch, device: torch.device) -> WireStore:
-    backend = launch.spec.all_reduce.backend if launch.spec.all_reduce else "Auto"
-    if backend == "Auto":
-        backend = "NCCL" if device.type == "cuda" else "Gloo"
+def _backend(launch: Launch, device: torch.device) -> str:
+    asked = launch.spec.all_reduce.backend if launch.spec.all_reduce else "Auto"
+    return asked if asked != "Auto" else "NCCL" if device.type == "cuda" else "Gloo"
+
+
+def _join(launch: Launch, backend: str) -> WireStore:
     if launch.servers[0].startswith("127.0.0.1:"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = WireStore(launch)

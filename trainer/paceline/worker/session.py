@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from paceline import optimizers
+from paceline import metrics, optimizers
 from paceline.memory import memory
-from paceline.metrics import WorkerMetrics
 from paceline.wire.frames import Header, Kind
-from paceline.worker.clock import PhaseClock
 from paceline.worker.describe import describe, frozen_parameters, trained_parameters
 from paceline.worker.gradients import Gradients
 from paceline.worker.lane import Answer, Commit, Lane, answers
+from paceline.worker.measuring import Measuring
 from paceline.worker.observer import Observer
+from paceline.worker.record import LastStep, Record
 from paceline.worker.reporter import Reporter
-from paceline.worker.steps import LastStep, Steps
+from paceline.worker.steps import Steps
 from paceline.worker.targets import Targets
 from paceline_core.errors import UsageError
 from paceline_core.launch import Launch
@@ -31,35 +31,38 @@ class Session:
         launch: Launch,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        metrics: WorkerMetrics,
-        clock: PhaseClock,
+        measuring: Measuring,
         total_steps: int | None,
     ) -> None:
         optimizers.check(optimizer)
-        self.launch, self._model, self._optimizer, self._metrics = launch, model, optimizer, metrics
+        self.launch, self._model, self._optimizer = launch, model, optimizer
+        self._metrics, self.clock, self._brake = measuring.metrics, measuring.clock, measuring.brake
         self._signature = describe(model, optimizer)
         gradients = launch.spec.gradients
         self._plan = self._signature.plan(launch.spec.server.replicas, int(gradients.bucket_mib * (1 << 20)))
-        parameters = trained_parameters(optimizer)
-        self._targets = Targets(parameters)
+        self._parameters = trained_parameters(optimizer)
+        self._bytes = sum(p.numel() * p.element_size() for p in self._parameters)
+        self._targets = Targets(self._parameters)
         self._lanes = self._connect()
         self._buffers = Statics([b for _, b in model.named_buffers()])
         self._version = 0
-        self.clock = clock
-        self.observer = Observer(model, self.clock, launch.slowdown)
+        self.observer = Observer(model, self._parameters, self.clock, self._brake)
         self.number = 0  # of the last step
         self.gradients = Gradients(
-            parameters, self._signature, self._plan, self._push, self.observer.gradient_ready, gradients.overlap
+            self._parameters, self._signature, self._plan, self._push, self.observer.gradient_ready, gradients.overlap
         )
         self._join(Statics(frozen_parameters(model, optimizer)))
-        self.reporter = Reporter(launch, self._signature, total_steps, metrics.loss.set)
-        self.steps = Steps(metrics, self.reporter, self.clock, self.observer)
+        measuring.describe(self._parameters[0].device, "paceline", launch.node)
+        record = Record(self._metrics, self.observer.device)
+        self.reporter = Reporter(launch, self._signature, total_steps, record, measuring.clocks_compared)
+        self.steps = Steps(measuring, self.reporter, self.observer)
 
     def step(self) -> None:
         """Push this step's gradients, and return when the model holds the parameters for the next forward pass."""
         ready = self.observer.last_ready or time.perf_counter()
         self.observer.backward_ended()
         self.clock.enter("encode")
+        self.steps.look_at(self._parameters)
         absent = self.gradients.finish()
         if len(self._optimizer.param_groups) != len(self._signature.settings):
             raise UsageError("a parameter group was added after paceline.distribute(): add it before")
@@ -93,9 +96,12 @@ class Session:
 
     def _connect(self) -> list[Lane]:
         count = self.launch.spec.gradients.connections
-        retried = self._metrics.retries.labels(**self._metrics.labels, reason="reset").inc
+
+        def retried() -> None:
+            self._metrics.add(metrics.RETRIES, 1, "reset")
+
         return [
-            Lane(self.launch, self._signature, shard, number, self._targets, retried)
+            Lane(self.launch, self._signature, shard, number, self._targets, retried, self._brake)
             for shard in self._plan
             for number in range(count)
         ]
@@ -149,6 +155,7 @@ class Session:
     def _finish(self, found: Sequence[Answer], ready: float) -> None:
         now, first = time.perf_counter(), found[0]
         self._count_bytes()
+        self._metrics.add(metrics.RAW_BYTES, self._bytes)
         last = LastStep(first.version, first.delay, first.accepted, first.reason)
         self.number += 1
         self.steps.finish(self.number, last, latency=now - ready)

@@ -1,65 +1,54 @@
-"""What each step leaves behind: a row for the run's log, metrics, and the answer to paceline.last_step()."""
+"""What each step leaves behind: a row for the record, a trace, and the answer to paceline.last_step()."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
-from paceline.metrics import WorkerMetrics
-from paceline.worker.clock import PhaseClock
+import torch
+
+from paceline import metrics
+from paceline.worker.measuring import Measuring
 from paceline.worker.observer import Observer
+from paceline.worker.record import LastStep, Row
 from paceline.worker.reporter import Reporter
 
-
-@dataclass(frozen=True)
-class LastStep:
-    """What came of a step.
-
-    `version` counts the updates that the model now holds; `staleness` is the delay of this worker's gradient, in
-    updates; `accepted` is False when it was rejected, for `reason`.
-    """
-
-    version: int
-    staleness: int
-    accepted: bool
-    reason: str
+NORM_SECONDS = 5.0  # between two looks at the gradients' norm, which costs a pass over them
 
 
 class Steps:
-    """Records steps as they end."""
+    """Notes steps as they end: as little as possible, because the training waits meanwhile."""
 
-    def __init__(self, metrics: WorkerMetrics, reporter: Reporter, clock: PhaseClock, observer: Observer) -> None:
-        self._metrics, self._reporter, self._clock, self._observer = metrics, reporter, clock, observer
+    def __init__(self, measuring: Measuring, reporter: Reporter, observer: Observer) -> None:
+        self._metrics, self._clock = measuring.metrics, measuring.clock
+        self._brake, self._trace = measuring.brake, measuring.trace
+        self._reporter, self._observer = reporter, observer
         self._bytes = {"sent": 0, "received": 0}
+        self._look_at = 0.0
+        self._norm: Any = None
         self.last: LastStep | None = None
 
-    def finish(self, number: int, last: LastStep, latency: float) -> None:
-        """Step `number` has ended; `latency` is its gradient latency in seconds."""
-        wall, phases = self._clock.end_step()
-        self._observer.step_ended(phases)
+    def finish(self, number: int, last: LastStep, latency: float, sending: float = 0.0) -> None:
+        """Step `number` has ended; `latency` is its gradient latency in seconds, `sending` a share of its wait."""
+        step = self._clock.end_step()
         self.last = last
-        metrics, now = self._metrics, time.time()
-        metrics.latency.observe(latency)
-        for phase, seconds in phases.items():
-            metrics.phase(phase).inc(seconds)
-        metrics.steps.inc()
-        metrics.step.set(number)
-        metrics.last_step.set(now)
-        self._reporter.row(
-            {
-                "step": number,
-                "version": last.version,
-                "time": now,
-                "latency": latency,
-                "wall": wall,
-                "phases": phases,
-                "staleness": last.staleness,
-                "accepted": last.accepted,
-                "reason": last.reason,
-            }
-        )
+        device, norm = self._observer.device, self._norm
+        self._reporter.row(Row(number, step, last, latency, device, device.end_step(), sending, norm))
+        self._norm = None
+        self._trace.step(number, step.marks, step.end)
+        self._brake.step_ended(step)
+        self._observer.step_ended()
+
+    def look_at(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Now and then work out the norm of the gradients; it is read elsewhere, when the device has it."""
+        if time.monotonic() < self._look_at or self._metrics.level is not metrics.DETAILED:
+            return
+        self._look_at = time.monotonic() + NORM_SECONDS
+        gradients = [p.grad for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
+        self._norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
 
     def count_bytes(self, direction: str, total: int) -> None:
         """So many payload bytes since the start; a connection made anew begins at 0."""
         more = total - self._bytes[direction]
         self._bytes[direction] = total
         if more > 0:
-            self._metrics.bytes.labels(**self._metrics.labels, direction=direction).inc(more)
+            self._metrics.add(metrics.BYTES, more, direction)

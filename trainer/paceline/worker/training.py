@@ -1,40 +1,40 @@
 """The training that this process takes part in: what stands behind the public functions."""
 
 import atexit
+import logging
 import sys
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
 import torch
-from prometheus_client import CollectorRegistry
 
-from paceline import failure
-from paceline.metrics import WorkerMetrics
+from paceline import failure, metrics
 from paceline.web import serve
-from paceline.worker.clock import PhaseClock
+from paceline.worker.measuring import Measuring
 from paceline.worker.patch import replace_step
+from paceline.worker.record import LastStep
 from paceline.worker.ring import Ring
 from paceline.worker.session import Session
-from paceline.worker.steps import LastStep
 from paceline_core.errors import UsageError
-from paceline_core.launch import Launch
+from paceline_core.launch import Launch, Slowed
 from paceline_core.spec import OnStale, Topology
+
+log = logging.getLogger("paceline")
 
 
 class Training:
     """One worker's training, from the first call of the API to the end of the script."""
 
     def __init__(self, launch: Launch) -> None:
-        self.launch, self.clock = launch, PhaseClock()
-        self._registry = CollectorRegistry()
-        self._metrics = WorkerMetrics(self._registry, launch.training, launch.ordinal)
+        self.launch, self._measuring = launch, Measuring.of(launch)
+        self.clock, self.brake = self._measuring.clock, self._measuring.brake
         self._side: Session | Ring | None = None
         self._failed = False
         self._answered = 0  # rejections for which the batch was repeated, by step
         on_stale = launch.spec.server.staleness.on_stale
         self._repeats = launch.spec.asynchronous and on_stale is OnStale.RECOMPUTE
-        self._web = serve(launch.metrics, self._registry)
+        self._web = serve(launch.metrics, self._measuring.metrics, {"/trace": self._measuring.trace.to_json})
         self._excepthook, sys.excepthook = sys.excepthook, self._crashed
         atexit.register(self._leave)
 
@@ -47,17 +47,17 @@ class Training:
         if not any(group["params"] for group in optimizer.param_groups):
             raise UsageError("the optimizer has no parameters to train")
         if self.launch.spec.topology is Topology.ALL_REDUCE:
-            ring = Ring(self.launch, model, optimizer, self._metrics, self.clock, total_steps)
+            ring = Ring(self.launch, model, optimizer, self._measuring, total_steps)
             self._side = ring
             return ring.model, optimizer
-        session = Session(self.launch, model, optimizer, self._metrics, self.clock, total_steps)
+        session = Session(self.launch, model, optimizer, self._measuring, total_steps)
         self._side = session
         replace_step(optimizer, session.step)
         return model, optimizer
 
     def count_samples(self, count: int) -> None:
         """So many samples were handed out."""
-        self._metrics.samples.inc(count)
+        self._measuring.metrics.add(metrics.SAMPLES, count)
 
     def repeat_batch(self) -> bool:
         """Whether the batch just handed out was rejected as stale, and is to be computed again."""
@@ -91,4 +91,7 @@ class Training:
 
     def _leave(self) -> None:
         if self._side is not None and not self._failed:
+            self._measuring.trace.write(self.launch.output)
             self._side.leave()
+        if self.brake.part is Slowed.DATA and not self.brake.used:
+            log.warning("--slow data: had no effect, because the data did not come through paceline.shard()")

@@ -1,0 +1,103 @@
+"""What the reporter's thread writes down of each step: metrics, and the row that is sent to server 0."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from paceline import metrics
+from paceline.metrics import Instruments
+from paceline.worker.clock import Step
+from paceline.worker.device import DeviceClock, Marks, with_device_times
+from paceline_core.telemetry import Metric
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """What came of a step.
+
+    `version` counts the updates that the model now holds; `staleness` is the delay of this worker's gradient, in
+    updates; `accepted` is False when it was rejected, for `reason`.
+    """
+
+    version: int
+    staleness: int
+    accepted: bool
+    reason: str
+
+
+@dataclass
+class Row:
+    """A step that has ended. `settle` gives it the device's own times, once they are known."""
+
+    number: int
+    step: Step
+    last: LastStep
+    latency: float  # seconds
+    device: DeviceClock
+    marks: Marks
+    sending: float = 0.0  # share of the wait in which this worker was still sending
+    norm: Any = None  # of the gradients, if it was looked at in this step
+    loss: Any = None
+    ended: float = field(default_factory=time.time)
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def settle(self, now: bool = False) -> bool:
+        """Work out the phases; False while the device has not finished them, unless it has to be `now`."""
+        times = self.device.read(self.marks) if self.marks else None
+        if times is None and "ready" in self.marks and not now:
+            return False
+        phases = self.step.phases()
+        if self.sending:
+            moved = self.sending * phases.get("wait", 0.0)
+            phases["wait"] = phases.get("wait", 0.0) - moved
+            phases["send"] = phases.get("send", 0.0) + moved
+        self.phases = with_device_times(phases, *times) if times else phases
+        return True
+
+
+class Record:
+    """Counts steps into the worker's metrics."""
+
+    def __init__(self, instruments: Instruments, device: DeviceClock) -> None:
+        self._metrics, self._device = instruments, device
+
+    def step(self, row: Row) -> dict[str, Any]:
+        """Count a settled step; gives it as it is sent."""
+        it = self._metrics
+        it.observe(metrics.LATENCY, row.latency)
+        for phase, seconds in metrics.phases_at(it.level, row.phases).items():
+            it.add(metrics.PHASE, seconds, phase)
+        it.add(metrics.STEPS)
+        it.set(metrics.STEP, row.number)
+        it.set(metrics.LAST_STEP, row.ended)
+        if row.norm is not None:
+            self._number("gradient", metrics.NORM, float(row.norm))
+        return {
+            "step": row.number,
+            "version": row.last.version,
+            "time": row.ended,
+            "loss": None if row.loss is None else float(row.loss),
+            "latency": row.latency,
+            "wall": row.step.wall,
+            "phases": row.phases,
+            "staleness": row.last.staleness,
+            "accepted": row.last.accepted,
+            "reason": row.last.reason,
+        }
+
+    def reported(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Values that the script reported, as numbers."""
+        numbers = {name: float(value) for name, value in values.items()}
+        if "loss" in numbers:
+            self._number("loss", metrics.LOSS, numbers["loss"])
+        for state, size in self._device.memory().items():
+            self._metrics.set(metrics.MEMORY, size, state)
+        return numbers
+
+    def _number(self, where: str, gauge: Metric, value: float) -> None:
+        if math.isfinite(value):
+            self._metrics.set(gauge, value)
+        else:
+            self._metrics.add(metrics.NONFINITE, 1, where)
