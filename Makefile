@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test check bench docs crd images cluster cluster-down format clean
+.PHONY: help run test check bench docs crd images tools cluster cluster-down format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,20 +36,28 @@ check: $(READY) ## format, lint, types, layers, generated files, fast tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python docs/generate_reference.py --check
+	@$(BIN)/python docs/generate_metrics.py --check
+	@$(BIN)/python -m charts.dashboards --check
 	@$(BIN)/python -m paceline_operator.crd --check
 	@$(BIN)/pytest -m "not slow"
 
 bench: $(READY) ## measure against baselines; writes benchmarks/RESULTS.md (needs iperf3 for one of them)
 	@$(BIN)/python -m benchmarks
 
-docs: $(READY) ## write docs/reference.md anew from the specification
+docs: $(READY) ## write docs/reference.md, docs/metrics.md and the dashboards anew
 	@$(BIN)/python docs/generate_reference.py
+	@$(BIN)/python docs/generate_metrics.py
+	@$(BIN)/python -m charts.dashboards
 
 crd: $(READY) ## write manifests/crd.yaml and the chart's copy anew from the specification
 	@$(BIN)/python -m paceline_operator.crd
 
 images: ## build both images with buildah, podman or docker (see images/build)
 	@images/build
+
+tools: ## Debian's Prometheus and Chromium, which some tests use and are skipped without (needs root)
+	@(command -v promtool && command -v chromium) >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus chromium fonts-liberation; } >/dev/null
 
 cluster: $(READY) ## a real Kubernetes on this machine with Paceline in it and a first training (needs root and Go)
 	@tests/cluster/start

@@ -7,10 +7,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import goodput, memory, steps, stragglers
+from benchmarks import attribution, cost, goodput, memory, scale, steps, stragglers
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-PARTS = {"memory": memory, "steps": steps, "stragglers": stragglers, "goodput": goodput}
+PARTS = {
+    "memory": memory,
+    "steps": steps,
+    "stragglers": stragglers,
+    "goodput": goodput,
+    "cost": cost,
+    "attribution": attribution,
+    "scale": scale,
+}
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,27 @@ def train(
     script: str, workers: int, *arguments: str, servers: int = 1, strategy: str = "Synchronous", tls: bool = False
 ) -> tuple[dict[str, Any], Path]:
     """What the script's last line of JSON says (worker 0), and the run folder."""
+    folder = _prepare(script, workers, servers, strategy, tls)
+    subprocess.run(_command(folder, *arguments), env=environment(), check=True, stdout=subprocess.PIPE, timeout=300)
+    return last_json((folder / "run/logs/worker-0.log").read_text()), folder / "run"
+
+
+def watch(
+    script: str, workers: int, *arguments: str, strategy: str = "Synchronous"
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """What `/status` tells while the script runs, and how many seconds after all workers had begun to train."""
+    command = _command(_prepare(script, workers, 1, strategy, tls=False), *arguments, "-o", "json")
+    began = None
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None, "a pipe was asked for"
+        for line in running.stdout:
+            status = json.loads(line)
+            if status["event"] == "progress" and not status["missing"]:
+                began = began or time.monotonic()
+                yield time.monotonic() - began, status
+
+
+def _prepare(script: str, workers: int, servers: int, strategy: str, tls: bool) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="paceline-bench-"))
     (folder / "train.py").write_text(textwrap.dedent(script))
     spec: dict[str, Any] = {
@@ -35,11 +58,12 @@ def train(
         spec["parameterServer"]["asynchronous"] = {"maxStaleness": 64}
     training = {"apiVersion": "paceline.dev/v1alpha1", "kind": "DistributedTraining", "metadata": {"name": "bench"}}
     (folder / "bench.yaml").write_text(yaml.safe_dump(training | {"spec": spec}))
-    subprocess.run(
-        [sys.executable, "-m", "paceline.cli", "run", str(folder / "bench.yaml"), "--run-dir", str(folder / "run"), *arguments],
-        env=environment(), check=True, stdout=subprocess.PIPE, timeout=300,
-    )  # fmt: skip
-    return last_json((folder / "run/logs/worker-0.log").read_text()), folder / "run"
+    return folder
+
+
+def _command(folder: Path, *arguments: str) -> list[str]:
+    run = [sys.executable, "-m", "paceline.cli", "run", str(folder / "bench.yaml"), "--run-dir", str(folder / "run")]
+    return [*run, *arguments]
 
 
 def processes(script: str, count: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Last of all: what the operator did in all these tests is exactly what it may do."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_no_right_is_missing_and_none_is_unused(cluster: None) -> None:
     missing = [m for m in forbidden if "priority class" not in m.lower()]
     assert missing == []
     rights = granted(render())
-    if ("", "events", "list") not in used:
+    if ("", "events", "list") not in used and "CI" not in os.environ:
         pytest.skip("only after all other tests of the cluster, which use every right")
     assert used - rights == set()
     assert rights - used == set()

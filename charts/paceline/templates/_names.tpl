@@ -38,3 +38,14 @@ runAsUser: 1000
 runAsGroup: 1000
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
+
+{{- /* Stop when the cluster does not know a kind of the Prometheus Operator: (list $ "PodMonitor") */ -}}
+{{- define "paceline.needKind" -}}
+{{- $kind := index . 1 }}
+{{- $api := printf "monitoring.coreos.com/v1/%s" $kind }}
+{{- if not ((index . 0).Capabilities.APIVersions.Has $api) }}
+{{- $missing := printf "monitoring.%s.enabled needs the CustomResourceDefinition %ss.monitoring.coreos.com, which this cluster has not" (untitle $kind) (lower $kind) }}
+{{- $todo := "install the Prometheus Operator first, or leave the value false and do as docs/monitoring.md says" }}
+{{- fail (printf "%s: %s. `helm template` asks no cluster: give it --api-versions %s" $missing $todo $api) }}
+{{- end }}
+{{- end }}
