@@ -5,16 +5,18 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 
 from kubernetes.aio import client, config
-from prometheus_client import CollectorRegistry
 
 from paceline_operator import handlers, web
 from paceline_operator.cluster import Cluster, Key
 from paceline_operator.health import Health
 from paceline_operator.leader import lead
+from paceline_operator.metrics import Metrics
 from paceline_operator.progress import Poller
 from paceline_operator.reconcile import Reconciler
+from paceline_operator.series import Trainings
 from paceline_operator.settings import Settings, read
 from paceline_operator.workqueue import WorkQueue
 
@@ -41,10 +43,12 @@ async def _run(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    health = Health()
+    metrics = Metrics()
+    health = Health(metrics)
     async with client.ApiClient() as api:
-        runner = await web.serve(settings.web, CollectorRegistry(), health)
-        work = asyncio.create_task(_begin(api, settings, health, stop))
+        runner = await web.serve(settings.web, metrics, health)
+        begin = _begin(api, settings, lambda: _work(Cluster(api, metrics), settings, health, metrics, stop))
+        work = asyncio.create_task(begin)
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         ended = work.done() and not stop.is_set()
@@ -57,23 +61,25 @@ async def _run(settings: Settings) -> int:
     return 1 if ended else 0
 
 
-async def _begin(api: client.ApiClient, settings: Settings, health: Health, stop: asyncio.Event) -> None:
+async def _begin(api: client.ApiClient, settings: Settings, work: Callable[[], Awaitable[None]]) -> None:
     """Work at once, or while this process holds the lease."""
     if settings.leader_election:
-        await lead(api, settings, lambda: _work(api, settings, health, stop))
+        await lead(api, settings, work)
     else:
-        await _work(api, settings, health, stop)
+        await work()
 
 
-async def _work(api: client.ApiClient, settings: Settings, health: Health, stop: asyncio.Event) -> None:
+async def _work(cluster: Cluster, settings: Settings, health: Health, metrics: Metrics, stop: asyncio.Event) -> None:
     """Watch, poll, resync and reconcile until cancelled, or until one of them breaks."""
-    cluster = Cluster(api)
     queue: WorkQueue[Key] = WorkQueue()
     poller = Poller(settings.poll_seconds, queue.add)
-    reconciler = Reconciler(cluster, poller, settings)
+    trainings = Trainings()
+    metrics.registry.register(trainings)
+    metrics.leads()
+    reconciler = Reconciler(cluster, poller, settings, health, metrics, trainings)
     log.info("looking after trainings in %s", settings.watch or "all namespaces")
     async with asyncio.TaskGroup() as group:
-        group.create_task(queue.run(reconciler.reconcile))
+        group.create_task(queue.run(metrics.measured("training", reconciler.reconcile)))
         group.create_task(poller.run())
         group.create_task(handlers.resync(cluster, queue, health, settings))
         group.create_task(handlers.watch(queue, health, settings, stop))

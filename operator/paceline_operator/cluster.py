@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client
 
 from paceline_operator import labels
 from paceline_operator.memory import text
+from paceline_operator.metrics import Metrics
 
 Object = dict[str, Any]
 APPLY, JSON = "application/apply-patch+yaml", "application/json"
@@ -54,8 +56,8 @@ class Refused(Exception):
 class Cluster:
     """Plain objects in and out. Raises CallFailed where nothing else is said."""
 
-    def __init__(self, api: client.ApiClient) -> None:
-        self._api = api
+    def __init__(self, api: client.ApiClient, metrics: Metrics) -> None:
+        self._api, self._metrics = api, metrics
         self._writes = asyncio.Semaphore(IN_FLIGHT)
 
     async def trainings(self, namespace: str | None) -> list[Object]:
@@ -181,9 +183,14 @@ class Cluster:
             method, path, query_params=list((query or {}).items()), header_params=headers, body=body,
             auth_settings=["BearerToken"],
         )  # fmt: skip
-        response: Any = await self._api.call_api(method, url, headers, data, posted, CALL_SECONDS)
-        answer = await response.read()
+        try:
+            response: Any = await self._api.call_api(method, url, headers, data, posted, CALL_SECONDS)
+            answer = await response.read()
+        except (aiohttp.ClientError, OSError):  # also when it takes too long
+            self._metrics.api_error("none")
+            raise
         if response.status >= BAD_REQUEST:
+            self._metrics.api_error(str(response.status))
             raise CallFailed(response.status, _message(answer))
         return dict(json.loads(answer))
 

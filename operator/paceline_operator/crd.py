@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from paceline_core.spec import TrainingSpec
-from paceline_operator import labels
+from paceline_operator import labels, status_schema
+from paceline_operator.status_schema import Schema
 
-Schema = dict[str, Any]
 DROPPED = ("title", "default", "additionalProperties", "discriminator")
 HEADER = "# Generated from the models by `make crd`; do not edit.\n"
 NAME_RULES = [
@@ -69,6 +69,7 @@ COLUMNS = [
     ("Age", "date", ".metadata.creationTimestamp", 0, "Since it was created."),
     ("Servers", "string", ".status.servers.summary", 1, "Servers that run or have ended well, of those wanted."),
     ("Loss", "number", ".status.loss", 1, "The newest loss, the mean of all workers."),
+    ("Goodput", "string", ".status.goodput.summary", 1, "Share of the time in which the training went on."),
     ("Restarts", "integer", ".status.restarts", 1, "Failures that count against runPolicy.backoffLimit."),
     ("Message", "string", ".status.message", 1, "What is the matter, in a sentence."),
 ]
@@ -126,7 +127,7 @@ def schema() -> Schema:
             "kind": {"type": "string", "description": "Always DistributedTraining."},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": _status(),
+            "status": status_schema.status(),
         },
     }
 
@@ -186,95 +187,6 @@ def _union(kinds: list[Schema], node: Schema, definitions: Schema) -> Schema:
 
 def _described(node: Schema) -> Schema:
     return {"description": node["description"]} if "description" in node else {}
-
-
-def _object(description: str, **properties: Schema) -> Schema:
-    return {"type": "object", "description": description, "properties": properties}
-
-
-def _of(kind: str, description: str, **more: Any) -> Schema:
-    return {"type": kind, "description": description, **more}
-
-
-def _list(description: str, item: Schema, *keys: str) -> Schema:
-    out = {"type": "array", "description": description, "items": item}
-    if not keys:
-        return out
-    kind = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
-    return {**out, "items": {**item, "required": list(keys)}, **kind}
-
-
-def _status() -> Schema:
-    """What the operator writes."""
-
-    def count(what: str) -> Schema:
-        return _object(
-            what,
-            desired=_of("integer", "How many there should be."),
-            ready=_of("integer", "How many run and are ready."),
-            succeeded=_of("integer", "How many have ended well."),
-            failed=_of("integer", "How many have failed."),
-            summary=_of("string", "Those that run or have ended well, of those wanted."),
-        )
-
-    def time(what: str) -> Schema:
-        return _of("string", what, format="date-time")
-
-    condition = _object(
-        "One condition.",
-        type=_of("string", "Ready, Progressing, Straggling, Suspended, Succeeded, Failed or Finished."),
-        status=_of("string", "True or False."),
-        observedGeneration=_of("integer", "The generation that it speaks of."),
-        lastTransitionTime=time("When the status last changed."),
-        reason=_of("string", "Why, in one word for programs."),
-        message=_of("string", "Why, in a sentence for people."),
-    )
-    failure = _object(
-        "One failure.",
-        scope=_of("string", "What begins anew because of it: `training`, or one replica."),
-        replica=_of("string", "The replica that failed."),
-        uid=_of("string", "Its pod."),
-        attempt=_of("integer", "The attempt in which it failed."),
-        reason=_of("string", "Why, in one word."),
-        message=_of("string", "Why, in a sentence."),
-        time=time("When it was noticed."),
-        counted=_of("boolean", "Whether it counts against runPolicy.backoffLimit."),
-    )
-    delay = _object(
-        "One delay.",
-        scope=_of("string", "`training`, or one replica."),
-        count=_of("integer", "Failures in a row."),
-        until=time("When it is tried again."),
-    )
-    return _object(
-        "Written by the operator.",
-        observedGeneration=_of("integer", "The generation that the status speaks of."),
-        phase=_of("string", "Pending, Running, Restarting, Suspended, Succeeded or Failed."),
-        reason=_of("string", "What is the matter, in a word."),
-        message=_of("string", "What is the matter, in a sentence."),
-        conditions=_list("The state of the training, fact by fact.", condition, "type"),
-        strategy=_of("string", "Synchronous, Asynchronous or AllReduce."),
-        workers=count("The worker pods."),
-        servers=count("The server pods, or the coordinator."),
-        step=_of("integer", "Steps that every worker has made."),
-        totalSteps=_of("integer", "Steps that each worker will make, if the script tells."),
-        progress=_of("string", "Share of the steps."),
-        loss=_of("number", "The newest loss, the mean of all workers."),
-        reported={
-            "type": "object",
-            "description": "Values that the script reported.",
-            "additionalProperties": {"type": "number"},
-        },
-        slowestWorker=_of("string", "The worker that makes the others wait, if there is one."),
-        startTime=time("When the pods were first made, or made again after a suspension."),
-        attemptTime=time("When this attempt began."),
-        completionTime=time("When the training finished."),
-        attempt=_of("integer", "How often everything has begun anew."),
-        formed=_of("boolean", "Whether all pods of this attempt have existed."),
-        restarts=_of("integer", "Failures that count against runPolicy.backoffLimit."),
-        failures=_list("The newest failures.", failure),
-        delays=_list("What is tried again later.", delay, "scope"),
-    )
 
 
 def text() -> str:

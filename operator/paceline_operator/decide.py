@@ -210,7 +210,8 @@ def _remember(it: Situation, failure: Failure, permanent: bool) -> Decision:
         times = "restarts" if limit != 1 else "restart"
         why = f"This was after {limit} {times}, as runPolicy.backoffLimit allows"
     else:
-        return Decision(memory, again=0)
+        role = "worker" if failure.replica.startswith(Role.WORKER) else "server"
+        return Decision(memory.restarted(role, failures.kind(failure.reason)), again=0)
     return _finish(it, "Failed", failure.reason, f"{failure.message}. {why}.{_logs(it, failure)}")
 
 

@@ -7,6 +7,15 @@ from paceline_operator.observe import Pod
 
 SHOWN = 1500  # characters of a traceback or message in a condition
 PERMANENT = ("ModelMismatch", "UsageError", "LaunchError")  # Paceline's errors that come again with every attempt
+# Kinds of failures, for counting; every other reason is a crash.
+KINDS = {
+    "OutOfMemory": "oom",
+    "Evicted": "evicted",
+    "Preempted": "preempted",
+    "PodDeleted": "deleted",
+    **dict.fromkeys(("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Unschedulable"), "node"),
+    **dict.fromkeys(("ErrImagePull", "ImagePullBackOff", "InvalidImageName"), "image"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ def _exited(pod: Pod) -> Cause:
             permanent=kind in PERMANENT,
         )
     return Cause("ExitCode", f"{pod.replica} ended with exit code {end.code}")
+
+
+def kind(reason: str) -> str:
+    """oom, evicted, preempted, deleted, node, image or crash."""
+    return KINDS.get(reason, "crash")
 
 
 def root(causes: Sequence[tuple[Pod, Cause]]) -> tuple[Pod, Cause]:

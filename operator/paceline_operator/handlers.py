@@ -8,7 +8,8 @@ import kopf
 
 from paceline_operator import labels
 from paceline_operator.cluster import Cluster, Key
-from paceline_operator.health import Health
+from paceline_operator.health import Health, Watch
+from paceline_operator.reconcile import versions
 from paceline_operator.settings import Settings
 from paceline_operator.workqueue import WorkQueue
 
@@ -37,16 +38,23 @@ def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
     async def training_changed(event: Any, namespace: str | None, name: str | None, **_: Any) -> None:
         assert namespace is not None, "trainings have one"
         assert name is not None, "and this too"
-        metadata = event["object"]["metadata"]
-        health.seen(metadata["uid"], None if event["type"] == "DELETED" else metadata["resourceVersion"])
+        _tell(health.trainings, event)
         queue.add(Key(namespace, name))
 
     @kopf.on.event("", "v1", "pods", labels={labels.TRAINING: kopf.PRESENT}, registry=out)
     async def pod_changed(event: Any, namespace: str | None, **_: Any) -> None:
         assert namespace is not None, "pods have one"
+        _tell(health.pods, event)
         queue.add(Key(namespace, event["object"]["metadata"]["labels"][labels.TRAINING]))
 
     return out
+
+
+def _tell(watch: Watch, event: Any) -> None:
+    """Tell of what the watch told; kopf gives no type to what is in the list that a watch begins with."""
+    metadata = event["object"]["metadata"]
+    version = None if event["type"] == "DELETED" else metadata["resourceVersion"]
+    watch.seen(metadata["uid"], version, first=event["type"] is None)
 
 
 async def watch(queue: WorkQueue[Key], health: Health, settings: Settings, stop: asyncio.Event) -> None:
@@ -63,6 +71,7 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], health: Health, settin
     while True:
         await asyncio.sleep(settings.resync_seconds)
         items = await cluster.trainings(settings.watch)
-        health.listed({i["metadata"]["uid"]: i["metadata"]["resourceVersion"] for i in items})
+        health.trainings.listed(versions(items))
+        health.checked()
         for item in items:
             queue.add(Key(item["metadata"]["namespace"], item["metadata"]["name"]))

@@ -5,6 +5,7 @@ from paceline_core.launch import Role
 GROUP, VERSION, PLURAL, KIND = "paceline.dev", "v1alpha1", "distributedtrainings", "DistributedTraining"
 MANAGER = f"{GROUP}/operator"  # field manager, component of events, and default of runPolicy.managedBy
 TRAINING, ROLE, ORDINAL, ATTEMPT = (f"{GROUP}/{name}" for name in ("training", "role", "ordinal", "attempt"))
+SCRAPED = {f"{GROUP}/scrape": "true"}  # what the PodMonitor selects
 OPERATOR = {"app.kubernetes.io/name": "paceline-operator"}  # the operator's own pods
 
 

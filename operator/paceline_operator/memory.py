@@ -1,5 +1,6 @@
 """What the operator remembers of a training, all of it in the resource's status: a restart forgets nothing. Pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -54,6 +55,7 @@ class Memory:
     formed: bool = False  # all pods of this attempt have existed
     suspended: bool = False
     restarts: int = 0  # that count
+    restarts_by_reason: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # role -> reason; all of them
     failures: tuple[Failure, ...] = ()
     delays: Mapping[str, Delay] = field(default_factory=dict)
     result: str | None = None  # Succeeded or Failed
@@ -74,6 +76,7 @@ class Memory:
             formed=status.get("formed", False),
             suspended=status.get("phase") == "Suspended",
             restarts=status.get("restarts", 0),
+            restarts_by_reason=status.get("restartsByReason", {}),
             failures=tuple(Failure.from_json(f) for f in status.get("failures", ())),
             delays=delays,
             result=result,
@@ -89,6 +92,7 @@ class Memory:
             "attempt": self.attempt,
             "formed": self.formed,
             "restarts": self.restarts,
+            "restartsByReason": {role: dict(counts) for role, counts in self.restarts_by_reason.items()},
             "failures": [f.to_json() for f in self.failures],
             "delays": [{"scope": s, "count": d.count, "until": text(d.until)} for s, d in self.delays.items()],
         }
@@ -111,6 +115,12 @@ class Memory:
             delays={**self.delays, failure.scope: Delay(count, failure.time + delay)},
         )
 
+    def restarted(self, role: str, reason: str) -> "Memory":
+        """Count what begins anew because of a failure of a worker or server; `failures` keeps the newest alone."""
+        counts = self.restarts_by_reason.get(role, {})
+        counts = {**counts, reason: counts.get(reason, 0) + 1}
+        return replace(self, restarts_by_reason={**self.restarts_by_reason, role: counts})
+
     def knows(self, uid: str) -> bool:
         """Whether the failure of this pod is remembered."""
         return any(f.uid == uid for f in self.failures)
@@ -125,6 +135,16 @@ class Memory:
         return replace(self, attempt=self.attempt + 1, attempt_start=now, formed=False, suspended=False)
 
 
+def whole(time: float) -> int:
+    """A time as the status keeps it: whole seconds, rounded up so that waits are never cut short."""
+    return math.ceil(time)
+
+
 def text(time: float) -> str:
-    """A time as Kubernetes writes it; whole seconds, rounded up so that waits are never cut short."""
-    return datetime.fromtimestamp(-int(-time // 1), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """A time as Kubernetes writes it, in whole seconds."""
+    return datetime.fromtimestamp(whole(time), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def exact(time: float) -> str:
+    """A time with its milliseconds."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,8 +8,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from paceline_core import telemetry
 from paceline_core.launch import PREFIX, Launch, Role
-from paceline_core.spec import TRAINER_CONTAINER, Topology, TrainingSpec, Transport
+from paceline_core.spec import TRAINER_CONTAINER, Level, Topology, TrainingSpec, Transport
 from paceline_operator import labels
 from paceline_operator.decide import replicas
 
@@ -19,6 +20,8 @@ TLS_FOLDER, OUTPUT_FOLDER = "/var/run/paceline/tls", "/var/run/paceline/output"
 TLS_VOLUME, SHARED_MEMORY_VOLUME = "paceline-tls", "paceline-shm"
 TERMINATION_LOG = "/dev/termination-log"
 SERVER_CONTAINER = "server"
+# For a Prometheus that finds pods by annotation.
+SCRAPE_ANNOTATIONS = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}
 ENTRYPOINT = ["python", "-m", "paceline.entrypoint"]
 SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3}
 BINARY_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -109,14 +112,15 @@ def pod(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: int) -
         spec["initContainers"] = [_confined(c) for c in spec["initContainers"]]
     spec["volumes"] = [*spec.get("volumes", ()), *_volumes(it, role, spec)]
     given = template.get("metadata", {})
+    scraped, annotations = (labels.SCRAPED, SCRAPE_ANNOTATIONS) if _is_scraped(it.spec, role) else ({}, {})
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             **it.metadata,
             "name": name,
-            "labels": {**given.get("labels", {}), **labels.of_pod(it.name, role, ordinal, attempt)},
-            "annotations": {**_scraped(), **given.get("annotations", {})},
+            "labels": {**scraped, **given.get("labels", {}), **labels.of_pod(it.name, role, ordinal, attempt)},
+            "annotations": {**annotations, **given.get("annotations", {})},
         },
         "spec": {
             "enableServiceLinks": False,
@@ -219,7 +223,7 @@ def _container(it: Subject, given: Mapping[str, Any], launch: Launch) -> Object:
             *({"name": k, "value": v} for k, v in environment.items() if k not in own),
             *given.get("env", ()),
         ],
-        "ports": [*given.get("ports", ()), *_ports(launch)],
+        "ports": [*given.get("ports", ()), *_ports(launch, it.spec)],
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
@@ -233,9 +237,12 @@ def _container(it: Subject, given: Mapping[str, Any], launch: Launch) -> Object:
     return out
 
 
-def _ports(launch: Launch) -> list[Object]:
-    wire = [] if launch.role is Role.WORKER else [{"name": "wire", "containerPort": WIRE_PORT}]
-    return [*wire, {"name": "metrics", "containerPort": METRICS_PORT}]
+def _ports(launch: Launch, spec: TrainingSpec) -> list[Object]:
+    """The wire of a server; the metrics of each process of a worker: metrics, metrics-1, ..."""
+    if launch.role is not Role.WORKER:
+        return [{"name": "wire", "containerPort": WIRE_PORT}, {"name": "metrics", "containerPort": METRICS_PORT}]
+    names = ("metrics", *(f"metrics-{i}" for i in range(1, spec.workers.processes)))
+    return [{"name": name, "containerPort": METRICS_PORT + i} for i, name in enumerate(names)]
 
 
 def _threads(container: Mapping[str, Any], spec: TrainingSpec) -> int:
@@ -284,6 +291,6 @@ def _confined(container: Mapping[str, Any]) -> Object:
     return {**container, "securityContext": {**confined, **container.get("securityContext", {})}}
 
 
-def _scraped() -> Object:
-    """For a Prometheus that finds pods by annotation."""
-    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}
+def _is_scraped(spec: TrainingSpec, role: Role) -> bool:
+    """At level Aggregated the servers tell of the workers."""
+    return role is not Role.WORKER or telemetry.level(spec) is not Level.AGGREGATED

@@ -132,7 +132,7 @@ def _end(terminated: Object | None, status: Object) -> End | None:
     message = terminated.get("message", "")
     try:
         told = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):  # pods are not trusted
         told = {}
     return End(terminated["exitCode"], terminated.get("reason", ""), message, told if isinstance(told, dict) else {})
 

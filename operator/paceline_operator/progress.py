@@ -3,17 +3,21 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 
+from paceline_operator.answer import WRONG, Progress
 from paceline_operator.cluster import Key
 from paceline_operator.objects import METRICS_PORT
-from paceline_operator.status import Progress
+from paceline_operator.observe import Pod
 
 ASK_SECONDS = 3.0
 AT_ONCE = 50
 LIMIT_BYTES = 32 << 20  # 10,000 workers tell about 10 MiB
+Asked = tuple[str, str]  # uid and address of a pod: an address may be another pod's later
 log = logging.getLogger("paceline.operator")
 
 
@@ -22,18 +26,19 @@ class Poller:
 
     def __init__(self, period: float, changed: Callable[[Key], None]) -> None:
         self._period, self._changed = period, changed
-        self._followed: dict[Key, str] = {}  # where to ask
+        self._followed: dict[Key, Asked] = {}
         self._known: dict[Key, Progress] = {}
         self._limit = asyncio.Semaphore(AT_ONCE)
 
-    def follow(self, key: Key, host: str | None) -> Progress | None:
-        """Ask this host from now on (nobody, if None), and give what is known of the training."""
-        if host is None:
+    def follow(self, key: Key, server: Pod | None) -> Progress | None:
+        """Ask this pod from now on (none, if None), and give what is known of the training."""
+        if server is None or server.ip is None:
             self.forget(key)
             return None
-        if self._followed.get(key) != host:
+        asked = (server.uid, server.ip)
+        if self._followed.get(key) != asked:
             self._known.pop(key, None)
-            self._followed[key] = host
+            self._followed[key] = asked
         return self._known.get(key)
 
     def forget(self, key: Key) -> None:
@@ -46,22 +51,34 @@ class Poller:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_SECONDS)) as session:
             while True:
                 async with asyncio.TaskGroup() as group:
-                    for key, host in list(self._followed.items()):
-                        group.create_task(self._ask(session, key, host))
+                    for key, asked in list(self._followed.items()):
+                        group.create_task(self._ask(session, key, asked))
                     group.create_task(asyncio.sleep(self._period))
 
-    async def _ask(self, session: aiohttp.ClientSession, key: Key, host: str) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, key: Key, asked: Asked) -> None:
         async with self._limit:
             try:
-                async with session.get(f"http://{host}:{METRICS_PORT}/status") as response:
-                    body = await response.content.read(LIMIT_BYTES)
-                found = Progress.from_status(json.loads(body))
+                found = Progress.from_status(await _status(session, asked[1]), time.time())
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                log.debug("%s: no progress from %s: %s", key, host, error)
+                log.debug("%s: no progress from %s: %s", key, asked[1], error)
                 return
-            except (ValueError, KeyError, TypeError, AttributeError) as error:  # pods are not trusted
-                log.warning("%s: %s answers something that is not a status: %s", key, host, error)
+            except (*WRONG, RecursionError) as error:  # pods are not trusted
+                log.warning("%s: %s answers something that is not a status: %s", key, asked[1], error)
                 return
-        if self._followed.get(key) == host and self._known.get(key) != found:
-            self._known[key] = found
+        if self._followed.get(key) != asked:
+            return
+        news = self._known.get(key) != found
+        self._known[key] = found
+        if news:
             self._changed(key)
+
+
+async def _status(session: aiohttp.ClientSession, host: str) -> Any:
+    """The JSON that a pod answers. Raises ValueError when it is none, or is too long."""
+    body = bytearray()
+    async with session.get(f"http://{host}:{METRICS_PORT}/status", allow_redirects=False) as response:
+        async for part in response.content.iter_any():
+            body += part
+            if len(body) > LIMIT_BYTES:
+                raise ValueError(f"longer than {LIMIT_BYTES} bytes")
+    return json.loads(body)

@@ -12,21 +12,24 @@ from paceline_core import validation
 from paceline_core.errors import SpecError
 from paceline_core.launch import Role
 from paceline_core.spec import Transport
-from paceline_operator import objects, observe, status
+from paceline_operator import answer, objects, observe, status
 from paceline_operator.cluster import Cluster, Conflict, Key, Object, Refused
-from paceline_operator.decide import Decision, Situation, decide
+from paceline_operator.decide import Decision, Situation, current, decide
+from paceline_operator.health import Health
 from paceline_operator.labels import MANAGER
 from paceline_operator.memory import Memory, text
+from paceline_operator.metrics import Metrics
 from paceline_operator.objects import Subject
 from paceline_operator.observe import Pod, Trouble
 from paceline_operator.progress import Poller
+from paceline_operator.series import Trainings
 from paceline_operator.settings import Settings
 
 SOON_SECONDS = 1.0
 CREATING_SECONDS = 10.0  # that containers may take to be made before the kubelet's warnings are read
 REFUSED_SECONDS = 15.0
 WRITE_SECONDS = 10.0  # between two writes of a status in which only figures have changed
-FIGURES = ("step", "progress", "loss", "reported", "totalSteps")
+FIGURES = ("step", "progress", "loss", "reported", "totalSteps", "lastStepTime", "goodput")
 GOOD = ("PodsStarting", "WorkersJoining", "Training", "Suspended", "TrainingSucceeded")
 log = logging.getLogger("paceline.operator")
 
@@ -34,28 +37,42 @@ log = logging.getLogger("paceline.operator")
 class Reconciler:
     """`reconcile(key)` may be called at any time and any number of times."""
 
-    def __init__(self, cluster: Cluster, poller: Poller, settings: Settings) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        poller: Poller,
+        settings: Settings,
+        health: Health,
+        metrics: Metrics,
+        trainings: Trainings,
+    ) -> None:
         self._cluster, self._poller, self._settings = cluster, poller, settings
-        self._written: dict[str, float] = {}  # uid -> when the status was last written
+        self._health, self._metrics, self._trainings = health, metrics, trainings
+        self._written: dict[Key, float] = {}  # when the status was last written
 
     async def reconcile(self, key: Key) -> float | None:
         """Look once; gives the seconds after which to look again."""
         training = await self._cluster.training(key)
-        if training is None or training["metadata"].get("deletionTimestamp"):
-            self._poller.forget(key)
+        if training is None or training["metadata"].get("deletionTimestamp") or not _is_ours(training):
+            self._forget(key)
             return None
-        if training["spec"].get("runPolicy", {}).get("managedBy", MANAGER) != MANAGER:
-            return None
+        self._trainings.see(key, training)
         try:
             return await self._look(key, training)
         except Conflict:
             return SOON_SECONDS
+
+    def _forget(self, key: Key) -> None:
+        self._poller.forget(key)
+        self._trainings.forget(key)
+        self._written.pop(key, None)
 
     async def _look(self, key: Key, training: Object) -> float | None:
         subject = await self._subject(training)
         if subject is None:
             return None
         items = await self._cluster.pods(key)
+        self._health.pods.listed(versions(items))
         pods = observe.pods(items, subject.uid)
         memory, now = Memory.from_status(training.get("status", {})), time.time()
         if memory.reason == "InvalidSpec" and memory.generation != training["metadata"]["generation"]:
@@ -63,7 +80,7 @@ class Reconciler:
         generation = training["metadata"]["generation"]
         it = Situation(subject.spec, key.namespace, generation, memory, pods, now, self._settings.rules)
         decision = decide(it)
-        progress = status.last_words(pods) or self._poller.follow(key, _host(pods, memory))
+        progress = answer.last_words(current(it)) or self._poller.follow(key, _server(it))
         if decision.memory == memory:
             problem = await self._act(subject, it, decision, len(items) - len(pods))
             if problem is not None:
@@ -97,8 +114,8 @@ class Reconciler:
             return None
         now, before = time.time(), training.get("status", {})
         message = f"the API server refuses a pod, and is asked again: {problem}"
-        after = status.refused(training["metadata"]["generation"], now, before, "PodRefused", [message])
-        await self._write(training, _only_pending(after), now)
+        after = status.refused(training["metadata"]["generation"], now, before, "PodRefused", [message], waits=True)
+        await self._write(training, after, now)
         return REFUSED_SECONDS
 
     async def _fail(self, training: Object, reason: str, problems: Sequence[str]) -> None:
@@ -153,38 +170,59 @@ class Reconciler:
         return {late[0].uid: found} if found else {}
 
     async def _write(self, training: Object, after: Object, now: float) -> float | None:
-        """Write the status if it has changed, figures alone not too often; then tell what is new as an event."""
-        before, uid = training.get("status", {}), training["metadata"]["uid"]
-        if after == before:
-            return None
+        """Write the status if it has changed, figures alone not too often; then tell what is new, once it is there."""
+        key = Key(training["metadata"]["namespace"], training["metadata"]["name"])
+        before = training.get("status", {})
+        wait = self._written.get(key, 0.0) + WRITE_SECONDS - now
         quiet = _without(after, FIGURES) == _without(before, FIGURES)
-        wait = self._written.get(uid, 0.0) + WRITE_SECONDS - now
-        if quiet and wait > 0:
-            return wait
+        if after == before or (quiet and wait > 0):
+            return None if after == before else wait
         await self._cluster.write_status(training, after)
-        self._written[uid] = now
+        self._written[key] = now
+        self._trainings.see(key, {**training, "status": after})
+        if "completionTime" in after and "completionTime" not in before:
+            self._metrics.finished(after)
+        await self._tell(training, before, after, now)
+        return None
+
+    async def _tell(self, training: Object, before: Object, after: Object, now: float) -> None:
+        """Post what is new as events."""
         if (before.get("phase"), before.get("reason")) != (after["phase"], after["reason"]):
             kind = "Normal" if after["reason"] in GOOD else "Warning"
             await self._cluster.tell(training, kind, after["reason"], after["message"], now)
-        await self._tell_straggler(training, before, after, now)
+        was, is_now = _straggler(before), _straggler(after)
+        condition = _condition(after, status.STRAGGLING)
+        if is_now is not None and is_now != was:
+            await self._cluster.tell(training, "Warning", condition["reason"], condition["message"], now)
+        if was is not None and is_now is None and after["phase"] == "Running":
+            message = f"{was} no longer makes the others wait"
+            await self._cluster.tell(training, "Normal", condition["reason"], message, now)
+
+
+def versions(items: Sequence[Object]) -> dict[str, str]:
+    """The resource version of each object, by uid."""
+    return {i["metadata"]["uid"]: i["metadata"]["resourceVersion"] for i in items}
+
+
+def _is_ours(training: Object) -> bool:
+    return bool(training["spec"].get("runPolicy", {}).get("managedBy", MANAGER) == MANAGER)
+
+
+def _server(it: Situation) -> Pod | None:
+    """Shard 0 or the coordinator of this attempt, while it runs."""
+    if it.memory.result is not None:
         return None
-
-    async def _tell_straggler(self, training: Object, before: Object, after: Object, now: float) -> None:
-        was, now_is = (_condition(s, "Straggling") for s in (before, after))
-        if now_is and now_is["status"] == "True" and (was is None or was["status"] != "True"):
-            await self._cluster.tell(training, "Warning", now_is["reason"], now_is["message"], now)
+    first = (p for p in current(it) if not p.is_worker and p.ordinal == 0)
+    return next((p for p in first if p.phase == "Running" and p.terminating is None), None)
 
 
-def _host(pods: Sequence[Pod], memory: Memory) -> str | None:
-    """Where shard 0 or the coordinator of this attempt answers, while it runs."""
-    if memory.result is not None:
-        return None
-    first = (p for p in pods if not p.is_worker and p.ordinal == 0 and p.attempt == memory.attempt)
-    return next((p.ip for p in first if p.phase == "Running" and p.terminating is None), None)
+def _straggler(of: Mapping[str, Any]) -> str | None:
+    """The worker that makes the others wait."""
+    return of.get("slowestWorker") if _condition(of, status.STRAGGLING).get("status") == "True" else None
 
 
-def _condition(of: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    return next((c for c in of.get("conditions", ()) if c["type"] == name), None)
+def _condition(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next((c for c in of.get("conditions", ()) if c["type"] == name), {})
 
 
 def _without(value: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -192,12 +230,3 @@ def _without(value: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     kept = {k: v for k, v in value.items() if k not in names}
     kept["conditions"] = [{k: v for k, v in c.items() if k != "message"} for c in kept.get("conditions", ())]
     return kept
-
-
-def _only_pending(after: Object) -> Object:
-    """The status of a training that waits for leave to make its pods."""
-    conditions = [
-        {**c, "status": "True" if c["type"] == "Progressing" else "False"} if c["type"] != "Straggling" else c
-        for c in after["conditions"]
-    ]
-    return {**after, "phase": "Pending", "conditions": conditions}

@@ -1,19 +1,28 @@
 """The status that people read: phase, conditions and figures, in plain words. Pure."""
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from paceline_core import telemetry
+from paceline_core.attribution import Cause
 from paceline_core.spec import Topology
+from paceline_operator import goodput
+from paceline_operator.answer import Progress, Slow, Verdict
 from paceline_operator.decide import Decision, Situation, current, replicas
-from paceline_operator.memory import text
+from paceline_operator.goodput import Ledger, Stage
+from paceline_operator.memory import Memory, text, whole
 from paceline_operator.observe import Pod, Trouble
 
 Object = dict[str, Any]
+Fact = tuple[bool, str, str]  # whether a condition holds, reason, message
 CONDITIONS = ("Ready", "Progressing", "Straggling", "Suspended", "Succeeded", "Failed", "Finished")
-TROUBLES_SHOWN, REPORTED = 3, 20
+STRAGGLING = "Straggling"
+NOBODY_WAITS = (False, "NobodyWaits", "no worker makes the others wait")
+SLOW = {Cause.DATA: "SlowData", Cause.COMPUTE: "SlowCompute", Cause.SEND: "SlowSend"}
+BECAUSE = {Cause.DATA: "its data", Cause.COMPUTE: "computing", Cause.SEND: "sending", Cause.UNKNOWN: "not known"}
+TROUBLES_SHOWN = 3
 ADVICE = {
     "Unschedulable": "free or add nodes, or ask for less",
     "ErrImagePull": "check spec.workers.template's image and imagePullSecrets",
@@ -31,119 +40,57 @@ class Word:
     message: str
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What the training itself tells: /status while it runs, its last words when it has ended."""
-
-    step: int | None = None
-    total_steps: int | None = None
-    loss: float | None = None
-    reported: Mapping[str, float] | None = None
-    slowest: str | None = None
-    lag_share: float | None = None
-    lag_seconds: float | None = None
-    training: bool = False  # all workers have joined
-
-    @classmethod
-    def from_status(cls, status: Mapping[str, Any]) -> "Progress":
-        """From what /status answers. Raises KeyError, TypeError, ValueError: pods are not trusted."""
-        workers = status["workers"]
-        totals = [int(w["total_steps"]) for w in workers if w["total_steps"]]
-        return cls(
-            step=min((int(w["step"]) for w in workers if w["state"] != "lost"), default=0),
-            total_steps=max(totals, default=None),
-            loss=_mean([w["loss"] for w in workers if w["loss"] is not None]),
-            reported=_figures_of(item for w in workers for item in w["reported"].items()),
-            training=not status["missing"],
-            **_verdict(status["verdict"]),
-        )
-
-    @classmethod
-    def from_summary(cls, summary: Mapping[str, Any]) -> "Progress":
-        """From the last words of shard 0 or the coordinator. Raises as `from_status` does."""
-        return cls(
-            step=int(summary["step"]),
-            total_steps=int(summary["step"]),
-            loss=None if summary["loss"] is None else _mean([summary["loss"]]),
-            reported=_figures_of(summary["reported"].items()),
-            training=True,
-            **_verdict(summary["verdict"]),
-        )
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    """The mean; None without values, or when it is not finite: JSON has no NaN."""
-    mean = statistics.fmean(float(v) for v in values) if values else math.nan
-    return mean if math.isfinite(mean) else None
-
-
-def _figures_of(items: Iterable[tuple[str, Any]]) -> dict[str, float]:
-    """Reported values that can be shown; the loss has a place of its own."""
-    found = {str(k): float(v) for k, v in items if k != "loss"}
-    return dict([(k, v) for k, v in found.items() if math.isfinite(v)][:REPORTED])
-
-
-def _verdict(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not verdict:
-        return {}
-    share, lag = float(verdict["lag_share"]), float(verdict["lag_seconds"])
-    return {"slowest": f"worker-{int(verdict['worker'])}", "lag_share": share, "lag_seconds": lag}
-
-
-def last_words(pods: Sequence[Pod]) -> Progress | None:
-    """What the ended shard 0 or coordinator left."""
-    for pod in pods:
-        if not pod.is_worker and pod.ordinal == 0 and pod.end and "summary" in pod.end.told:
-            try:
-                return Progress.from_summary(pod.end.told["summary"])
-            except (KeyError, TypeError, ValueError, AttributeError):
-                return None
-    return None
-
-
 def status(
     it: Situation, decision: Decision, progress: Progress | None, warnings: Mapping[str, Trouble], before: Object
 ) -> Object:
     """The whole new status."""
-    word = _word(it, decision, progress, warnings)
-    figures = _figures(it, progress, before)
-    slow = progress if progress and progress.slowest and decision.memory.result is None else None
+    word = _word(it, decision, progress, warnings, before)
+    ended = word.phase in ("Succeeded", "Failed")
     facts = {
         "Ready": (word.phase == "Running", word.reason, word.message),
         "Progressing": (word.phase in ("Pending", "Running", "Restarting"), word.reason, word.message),
-        "Straggling": _straggling(slow),
+        STRAGGLING: _straggling(decision.memory, progress, before),
         "Suspended": (word.phase == "Suspended", word.reason, word.message),
         "Succeeded": (word.phase == "Succeeded", word.reason, word.message),
         "Failed": (word.phase == "Failed", word.reason, word.message),
-        "Finished": (word.phase in ("Succeeded", "Failed"), word.reason, word.message),
+        "Finished": (ended, word.reason, word.message),
     }
     return {
         "observedGeneration": it.generation,
         "phase": word.phase,
         "reason": word.reason,
         "message": word.message,
+        "device": "gpu" if it.spec.workers.gpus else "cpu",
+        "observability": {"level": str(telemetry.level(it.spec)), "reason": telemetry.why(it.spec)},
         **decision.memory.to_status(),
-        **figures,
+        **_figures(it, progress, before),
+        **_goodput(it, decision.memory, progress, before),
         "conditions": _conditions(facts, before.get("conditions", ()), it.generation, it.now),
     }
 
 
-def refused(generation: int, now: float, before: Object, reason: str, problems: Sequence[str]) -> Object:
-    """The status of a training that cannot be run as it is written."""
+def refused(
+    generation: int, now: float, before: Object, reason: str, problems: Sequence[str], waits: bool = False
+) -> Object:
+    """The status of a training that cannot be run as it is written, or that waits for leave to make its pods."""
     message = "; ".join(problems)
-    facts = {name: (name in ("Failed", "Finished"), reason, message) for name in CONDITIONS}
-    facts["Straggling"] = _straggling(None)
+    true = ("Progressing",) if waits else ("Failed", "Finished")
+    facts = {name: (name in true, reason, message) for name in CONDITIONS} | {STRAGGLING: NOBODY_WAITS}
+    ledger = Ledger.from_status(before["goodput"]) if "goodput" in before and not waits else None
     return {
         **before,
         "observedGeneration": generation,
-        "phase": "Failed",
+        "phase": "Pending" if waits else "Failed",
         "reason": reason,
         "message": message,
+        **({"goodput": goodput.account(ledger, Stage.STOPPED, whole(now)).to_status()} if ledger else {}),
         "conditions": _conditions(facts, before.get("conditions", ()), generation, now),
     }
 
 
-def _word(it: Situation, decision: Decision, progress: Progress | None, warnings: Mapping[str, Trouble]) -> Word:
+def _word(
+    it: Situation, decision: Decision, progress: Progress | None, warnings: Mapping[str, Trouble], before: Object
+) -> Word:
     memory, broken = decision.memory, decision.memory.broken
     if memory.result is not None:
         return Word(memory.result, memory.reason, memory.message)
@@ -155,17 +102,20 @@ def _word(it: Situation, decision: Decision, progress: Progress | None, warnings
     stuck = _stuck(it, warnings)
     if stuck is not None:
         return stuck
-    pods = current(it)
-    started = [p for p in pods if p.phase in ("Running", "Succeeded")]
-    wanted = len(replicas(it.spec))
-    if len(started) < wanted:
+    started, wanted = _started(it), len(replicas(it.spec))
+    if started < wanted:
         replaced = next((f for f in reversed(memory.failures) if f.attempt == memory.attempt), None)
         if replaced is not None and it.spec.asynchronous:
             return Word("Running", replaced.reason, f"{replaced.message}. It is replaced; the others go on")
-        return Word("Pending", "PodsStarting", f"{len(started)} of {wanted} pods have started")
-    if progress is None or not progress.training:
+        return Word("Pending", "PodsStarting", f"{started} of {wanted} pods have started")
+    said = before.get("reason") == "Training" and memory.attempt == before.get("attempt", 0)
+    if not (progress.training if progress else said):  # an operator that was just started has not asked yet
         return Word("Running", "WorkersJoining", "all pods run; waiting for every worker to call paceline.distribute()")
     return Word("Running", "Training", "all workers train")
+
+
+def _started(it: Situation) -> int:
+    return sum(p.phase in ("Running", "Succeeded") for p in current(it))
 
 
 def _budget(it: Situation, restarts: int) -> str:
@@ -191,12 +141,60 @@ def _stuck(it: Situation, warnings: Mapping[str, Trouble]) -> Word | None:
     return Word("Pending", next(iter(troubles))[0], "; ".join(said))
 
 
-def _straggling(slow: Progress | None) -> tuple[bool, str, str]:
-    if slow is None or slow.lag_share is None or slow.lag_seconds is None:
-        return False, "NobodyWaits", "no worker makes the others wait"
-    cost = f"{slow.lag_share:.0%} of all waiting, {slow.lag_seconds * 1e3:.0f} ms in each round"
-    message = f"{slow.slowest} makes the others wait: {cost}"
-    return True, "WorkerIsSlow", message
+def _straggling(memory: Memory, progress: Progress | None, before: Object) -> Fact:
+    """Who makes the others wait; what is not known now stays as it was in the same attempt."""
+    if memory.result is not None or memory.suspended or memory.broken is not None:
+        return NOBODY_WAITS
+    if progress is None:
+        old = next((c for c in before.get("conditions", ()) if c["type"] == STRAGGLING), None)
+        if old is None or memory.attempt != before.get("attempt", 0):
+            return NOBODY_WAITS
+        return old["status"] == "True", old["reason"], old["message"]
+    if progress.verdict is not None:
+        return True, SLOW.get(progress.verdict.cause or Cause.UNKNOWN, "SlowWorker"), _waiting(progress.verdict)
+    if progress.slow is not None:
+        return False, "NobodyWaits", _alone(progress.slow)
+    return NOBODY_WAITS
+
+
+def _waiting(it: Verdict) -> str:
+    since = f" since {datetime.fromtimestamp(it.since, UTC):%H:%M:%S} UTC" if it.since else ""
+    of_round = f" of {it.round * 1e3:.0f} ms" if it.round else ""
+    cost = f"; it costs {it.cost:.0%} of the throughput" if it.cost is not None else ""
+    lag = f"{it.share:.0%} of all waiting, {it.lag * 1e3:.0f} ms in each round{of_round}"
+    return f"{it.worker} makes the others wait{since}: {lag}{cost}{_because(it.cause)}"
+
+
+def _alone(it: Slow) -> str:
+    how = "slow and stale" if it.stale else "slow"
+    return f"{it.worker} is {how}, but nobody waits for it{_because(it.cause)}"
+
+
+def _because(cause: Cause | None) -> str:
+    return f"; cause: {BECAUSE[cause]}" if cause else ""
+
+
+def _stage(it: Situation, memory: Memory, progress: Progress | None) -> Stage:
+    """What the training's time is spent on."""
+    if memory.result is not None or memory.suspended:
+        return Stage.STOPPED
+    if memory.broken is not None:
+        return Stage.RESTART
+    if progress is not None and progress.training and (progress.told is None or progress.told.begun):
+        return Stage.TRAINING
+    return Stage.STARTUP if _started(it) == len(replicas(it.spec)) else Stage.PENDING
+
+
+def _goodput(it: Situation, memory: Memory, progress: Progress | None, before: Object) -> Object:
+    """The ledger of productive and lost time, from the first pods until the end."""
+    if memory.start is None or (memory.result is not None and "goodput" not in before):
+        return {}
+    start, now = whole(memory.start), it.now if memory.completion is None else whole(memory.completion)
+    ledger = Ledger.from_status(before["goodput"]) if "goodput" in before else Ledger(start)
+    if ledger.stage is Stage.STOPPED:  # only a resumption, with a new start, ends it
+        now = max(now, start)
+    ledger = goodput.account(ledger, _stage(it, memory, progress), now, progress.told if progress else None)
+    return {"goodput": ledger.to_status()}
 
 
 def _figures(it: Situation, progress: Progress | None, before: Object) -> Object:
@@ -207,17 +205,20 @@ def _figures(it: Situation, progress: Progress | None, before: Object) -> Object
         "workers": _count([p for p in pods if p.is_worker], workers),
         "servers": _count([p for p in pods if not p.is_worker], len(replicas(it.spec)) - workers),
     }
-    kept = ("step", "totalSteps", "progress", "loss", "reported", "slowestWorker")
+    kept = ("step", "totalSteps", "progress", "loss", "reported", "slowestWorker", "lastStepTime")
+    fresh = it.memory.attempt == before.get("attempt", 0)
     if progress is None or progress.step is None:
-        fresh = it.memory.attempt == before.get("attempt", 0)
         return out | {k: before[k] for k in kept if k in before and fresh}
+    slowest = progress.verdict or progress.slow
+    same = fresh and progress.step == before.get("step") and "lastStepTime" in before
     found: Object = {
         "step": progress.step,
         "totalSteps": progress.total_steps,
         "progress": f"{progress.step / progress.total_steps:.0%}" if progress.total_steps else None,
         "loss": progress.loss,
         "reported": dict(progress.reported or {}) or None,
-        "slowestWorker": progress.slowest,
+        "slowestWorker": slowest.worker if slowest else None,
+        "lastStepTime": before["lastStepTime"] if same else text(it.now) if progress.training else None,
     }
     return out | {k: v for k, v in found.items() if v is not None}
 
@@ -234,9 +235,7 @@ def _count(pods: Sequence[Pod], desired: int) -> Object:
     }
 
 
-def _conditions(
-    facts: Mapping[str, tuple[bool, str, str]], before: Sequence[Object], generation: int, now: float
-) -> list[Object]:
+def _conditions(facts: Mapping[str, Fact], before: Sequence[Object], generation: int, now: float) -> list[Object]:
     """The conditions, with the time at which each last changed its status."""
     old = {c["type"]: c for c in before}
     out = []

@@ -7,6 +7,7 @@ from paceline_core.launch import Role
 from paceline_core.spec import TrainingSpec
 from paceline_operator.decide import Rules, Situation, replicas
 from paceline_operator.memory import Memory
+from paceline_operator.metrics import Metrics
 from paceline_operator.objects import Subject
 from paceline_operator.observe import End, Pod
 
@@ -30,6 +31,12 @@ def a_spec(workers: int = 2, servers: int = 1, strategy: str = "Synchronous", **
 def a_subject(raw: dict[str, Any] | None = None) -> Subject:
     raw = raw or a_spec()
     return Subject("digits", "team", UID, TrainingSpec.model_validate(raw), raw)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """The value of one series as it is exported; None when there is none."""
+    samples = (s for family in metrics.collect() for s in family.samples)
+    return next((s.value for s in samples if s.name == name and s.labels == labels), None)
 
 
 class Scene:

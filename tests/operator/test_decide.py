@@ -11,7 +11,7 @@ from paceline_core.launch import Role
 from paceline_core.spec import TrainingSpec
 from paceline_operator.decide import Decision, decide
 from paceline_operator.memory import TRAINING, Memory
-from paceline_operator.observe import Trouble
+from paceline_operator.observe import End, Trouble
 from tests.operator.builders import NOW, Scene, a_spec
 
 VICTIM = {"kind": "PeerLost", "message": "worker-1 was lost", "victim": True}
@@ -130,6 +130,31 @@ def test_what_the_cluster_does_is_not_counted(change: dict[str, Any], reason: st
     assert scene.memory.broken is not None
     assert (scene.memory.broken.reason, scene.memory.broken.counted) == (reason, counted)
     assert scene.memory.result is None
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"phase": "Failed", "end": End(137, "OOMKilled")}, "oom"),
+        ({"phase": "Failed", "end": End(1)}, "crash"),
+        ({"phase": "Failed", "end": End(1, told=NAN)}, "crash"),
+        ({"disruption": Trouble("Evicted", "")}, "evicted"),
+        ({"disruption": Trouble("Preempted", "")}, "preempted"),
+        ({"disruption": Trouble("NodeShutdown", "")}, "node"),
+        ({"terminating": NOW + 90}, "deleted"),
+    ],
+)
+@pytest.mark.parametrize(("replica", "role"), [("worker-1", "worker"), ("ps-0", "server")])
+def test_restarts_are_counted_by_role_and_reason(change: dict[str, Any], kind: str, replica: str, role: str) -> None:
+    scene = Scene().running().change(replica, **change)
+    settle(scene)
+    assert scene.memory.restarts_by_reason == {role: {kind: 1}}
+
+
+def test_a_failure_that_nothing_begins_anew_after_is_no_restart() -> None:
+    scene = Scene(a_spec(runPolicy={"backoffLimit": 0})).running().fail("worker-1")
+    settle(scene)
+    assert scene.memory.restarts_by_reason == {}
 
 
 def test_after_the_last_restart_the_training_has_failed() -> None:

@@ -105,6 +105,35 @@ def test_one_process_for_each_gpu() -> None:
     assert policy["spec"]["ingress"][1]["ports"] == [{"protocol": "TCP", "port": 9090, "endPort": 9093}]
 
 
+@pytest.mark.parametrize(
+    ("workers", "level", "role", "scraped"),
+    [
+        (4, "Auto", Role.WORKER, True),
+        (2048, "Auto", Role.WORKER, True),
+        (2049, "Auto", Role.WORKER, False),
+        (2049, "Auto", Role.SERVER, True),
+        (4, "Aggregated", Role.WORKER, False),
+        (2049, "Detailed", Role.WORKER, True),
+    ],
+)
+def test_workers_are_not_scraped_at_the_aggregated_level(workers: int, level: str, role: Role, scraped: bool) -> None:
+    raw = a_spec(workers=workers, observability={"level": level})
+    metadata = objects.pod(a_subject(raw), role, 0, 0, 0)["metadata"]
+    assert metadata["labels"].get("paceline.dev/scrape") == ("true" if scraped else None)
+    assert metadata["annotations"].get("prometheus.io/scrape") == ("true" if scraped else None)
+
+
+def test_each_process_has_a_named_metrics_port() -> None:
+    raw = a_spec()
+    raw["workers"]["processesPerReplica"] = 3
+    container = objects.pod(a_subject(raw), Role.WORKER, 0, 0, 0)["spec"]["containers"][0]
+    assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
+        "metrics": 9090, "metrics-1": 9091, "metrics-2": 9092,
+    }  # fmt: skip
+    server = objects.pod(a_subject(raw), Role.SERVER, 0, 0, 0)["spec"]["containers"][0]
+    assert {p["name"]: p["containerPort"] for p in server["ports"]} == {"wire": 7070, "metrics": 9090}
+
+
 def test_servers_take_the_workers_image_or_a_template_of_their_own() -> None:
     plain = objects.pod(a_subject(), Role.SERVER, 0, 0, 0)["spec"]["containers"][0]
     assert (plain["name"], plain["image"]) == ("server", "example/image:1")

@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 
-from paceline_core.launch import Role
-from paceline_operator import observe, status
+from paceline_core.attribution import Cause
+from paceline_operator import answer, status
+from paceline_operator.answer import Progress, Slow, Verdict
 from paceline_operator.decide import decide
+from paceline_operator.goodput import Told
 from paceline_operator.memory import Memory
-from paceline_operator.observe import End, Trouble
-from paceline_operator.status import Progress
-from tests.operator.builders import Scene, a_spec
+from paceline_operator.observe import End, Trouble, seconds
+from tests.operator.builders import NOW, Scene, a_spec
 
-SLOW = Progress(step=12, total_steps=40, loss=0.5, slowest="worker-1", lag_share=0.9, lag_seconds=0.03, training=True)
+VERDICT = Verdict("worker-1", share=0.9, lag=0.03)
+WHOLE = Verdict("worker-2", 0.97, 0.028, 0.042, 0.4, Cause.COMPUTE, since=1_764_000_190.0)
+SLOW = Progress(step=12, total_steps=40, loss=0.5, verdict=VERDICT, training=True)
 
 
 def told(scene: Scene, progress: Progress | None = None, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -32,6 +35,120 @@ def test_a_running_training_shows_how_far_it_is_and_who_is_slow() -> None:
     assert straggling["status"] == "True"
     assert straggling["message"] == "worker-1 makes the others wait: 90% of all waiting, 30 ms in each round"
     assert condition(found, "Finished")["status"] == "False"
+    assert found["observability"] == {
+        "level": "Detailed",
+        "reason": "chosen for 2 workers: up to 256 Detailed, up to 2,048 Standard",
+    }
+    assert (found["device"], seconds(found["lastStepTime"])) == ("cpu", NOW + 60)
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (
+            Progress(verdict=WHOLE),
+            ("True", "SlowCompute", "worker-2 makes the others wait since 16:03:10 UTC: 97% of all waiting, 28 ms in each "
+             "round of 42 ms; it costs 40% of the throughput; cause: computing"),
+        ),
+        (
+            Progress(verdict=replace(WHOLE, cause=Cause.DATA, since=None)),
+            ("True", "SlowData", "worker-2 makes the others wait: 97% of all waiting, 28 ms in each round of 42 ms; it "
+             "costs 40% of the throughput; cause: its data"),
+        ),
+        (
+            Progress(verdict=replace(VERDICT, cause=Cause.SEND)),
+            ("True", "SlowSend", "worker-1 makes the others wait: 90% of all waiting, 30 ms in each round; cause: sending"),
+        ),
+        (
+            Progress(verdict=replace(VERDICT, cause=Cause.UNKNOWN, cost=0.0)),
+            ("True", "SlowWorker", "worker-1 makes the others wait: 90% of all waiting, 30 ms in each round; it costs 0% "
+             "of the throughput; cause: not known"),
+        ),
+        (
+            Progress(slow=Slow("worker-3", stale=True, cause=Cause.COMPUTE)),
+            ("False", "NobodyWaits", "worker-3 is slow and stale, but nobody waits for it; cause: computing"),
+        ),
+        (Progress(slow=Slow("worker-3", stale=False)), ("False", "NobodyWaits", "worker-3 is slow, but nobody waits for it")),
+        (Progress(), ("False", "NobodyWaits", "no worker makes the others wait")),
+    ],
+)  # fmt: skip
+def test_who_is_slow_since_when_at_what_cost_and_why(progress: Progress, expected: tuple[str, str, str]) -> None:
+    progress = replace(progress, step=1, training=True)
+    found = told(Scene().running(), progress)
+    straggling = condition(found, "Straggling")
+    assert (straggling["status"], straggling["reason"], straggling["message"]) == expected
+    slow = progress.verdict or progress.slow
+    assert found.get("slowestWorker") == (slow.worker if slow else None)
+
+
+def test_a_verdict_stands_while_nothing_is_heard_and_ends_with_the_attempt() -> None:
+    scene = Scene().running()
+    first = told(scene, SLOW)
+    assert condition(told(scene, None, first), "Straggling") == condition(first, "Straggling")
+    assert condition(told(scene, Progress(step=13, training=True), first), "Straggling")["status"] == "False"
+    for change in ({"attempt": 1}, {"suspended": True}, {"result": "Failed", "completion": NOW + 60}):
+        other = Scene().running()
+        other.memory = replace(scene.memory, **change)  # type: ignore[arg-type]
+        assert condition(told(other, None, first), "Straggling")["status"] == "False", change
+
+
+def test_an_operator_that_was_just_started_does_not_say_that_workers_join() -> None:
+    scene = Scene().running()
+    first = told(scene, SLOW)
+    assert told(scene, None, first)["reason"] == "Training"
+    assert told(scene, Progress(step=0), first)["reason"] == "WorkersJoining", "heard so"
+    scene.memory = replace(scene.memory, attempt=1)
+    scene.running()
+    assert told(scene, None, first)["reason"] == "WorkersJoining"
+
+
+def test_the_time_of_the_last_step_is_when_the_count_last_changed() -> None:
+    scene = Scene().running()
+    joining = told(scene, Progress(step=0))
+    assert "lastStepTime" not in joining, "a training that has not begun is not stalled"
+    first = told(scene, SLOW, joining)
+    scene.now += 100
+    again = told(scene, SLOW, first)
+    assert again["lastStepTime"] == first["lastStepTime"]
+    moved = told(scene, replace(SLOW, step=13), again)
+    assert seconds(moved["lastStepTime"]) == scene.now
+    scene.memory = replace(scene.memory, attempt=1)
+    assert "lastStepTime" not in told(scene, None, moved)
+
+
+def test_lost_time_is_kept_from_the_first_pods_to_the_end() -> None:
+    scene = Scene().running()
+    scene.now = NOW + 5
+    scene.change("worker-1", phase="Pending", ready=False)
+    pending = told(scene)
+    assert (pending["goodput"]["stage"], pending["goodput"]["lostSeconds"]) == ("pending", {})
+    scene.now = NOW + 20
+    scene.change("worker-1", phase="Running", ready=True)
+    started = told(scene, None, pending)
+    assert (started["goodput"]["stage"], started["goodput"]["lostSeconds"]) == ("startup", {"pending": 20})
+    scene.now = NOW + 50
+    compiling = told(scene, replace(SLOW, told=Told({}, 0, scene.now)), started)
+    assert compiling["goodput"]["stage"] == "startup", "all have joined, but no step is made yet"
+    spent = {"productive": 6.0, "straggler": 4.0}
+    training = told(scene, replace(SLOW, told=Told(spent, 12, scene.now)), started)
+    assert training["goodput"]["lostSeconds"] == {"pending": 20, "startup": 20, "straggler": 4}
+    assert training["goodput"]["summary"] == "12%"
+    scene.memory = replace(scene.memory, result="Succeeded", completion=NOW + 59.4)
+    end = told(scene, replace(SLOW, told=Told(spent | {"productive": 10.0}, 40, None)), training)
+    assert end["goodput"]["lostSeconds"] == {"pending": 20, "startup": 20, "straggler": 4, "shutdown": 6}
+    assert end["goodput"]["accountedTime"].startswith(end["completionTime"].rstrip("Z")), "whole seconds, like the end"
+    assert end["goodput"]["productiveSeconds"] == 10
+
+
+def test_a_training_that_can_never_run_loses_no_more_time() -> None:
+    scene = Scene()
+    before = told(scene)
+    failed = status.refused(1, NOW + 90, before, "InvalidSpec", ["no"])
+    assert (failed["phase"], failed["goodput"]["stage"]) == ("Failed", "stopped")
+    assert failed["goodput"]["lostSeconds"] == {"pending": 90}
+    waits = status.refused(1, NOW + 90, before, "PodRefused", ["no"], waits=True)
+    assert (waits["phase"], waits["goodput"]) == ("Pending", before["goodput"])
+    assert {c["type"] for c in waits["conditions"] if c["status"] == "True"} == {"Progressing"}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +164,7 @@ def test_the_time_of_a_condition_is_that_of_its_last_change() -> None:
     scene = Scene().running()
     first = told(scene, SLOW)
     scene.now += 100
-    second = told(scene, replace(SLOW, slowest=None), before=first)
+    second = told(scene, replace(SLOW, verdict=None), before=first)
     assert condition(second, "Ready")["lastTransitionTime"] == condition(first, "Ready")["lastTransitionTime"]
     assert condition(second, "Straggling")["lastTransitionTime"] > condition(first, "Straggling")["lastTransitionTime"]
 
@@ -75,7 +192,7 @@ def test_the_last_words_of_a_server_are_the_final_figures() -> None:
     scene = Scene().running()
     summary = {"step": 40, "version": 40, "loss": 0.1, "reported": {"accuracy": 0.98}, "verdict": None}
     scene.change("ps-0", phase="Succeeded", end=End(0, told={"summary": summary}))
-    progress = status.last_words(list(scene.pods.values()))
+    progress = answer.last_words(list(scene.pods.values()))
     assert progress is not None
     found = told(scene, progress)
     assert (found["step"], found["progress"], found["reported"]) == (40, "100%", {"accuracy": 0.98})
@@ -87,84 +204,7 @@ def test_memory_survives_the_status() -> None:
     scene.memory = memory
     found = status.status(scene.situation, decide(scene.situation), None, {}, {})
     again = Memory.from_status(found)
+    assert again.restarts_by_reason == memory.restarts_by_reason == {"worker": {"crash": 1}}
     assert again.failures == tuple(replace(f, time=-(-f.time // 1)) for f in memory.failures)
     assert again.delays == {s: replace(d, until=-(-d.until // 1)) for s, d in memory.delays.items()}
     assert (again.attempt, again.restarts, again.formed) == (memory.attempt, memory.restarts, memory.formed)
-
-
-def pod(**more: Any) -> dict[str, Any]:
-    labels = {"paceline.dev/role": "worker", "paceline.dev/ordinal": "3", "paceline.dev/attempt": "1"}
-    metadata = {"name": "digits-worker-3", "uid": "u", "creationTimestamp": "2026-11-24T10:00:00Z", "labels": labels}
-    return {"metadata": metadata | more.pop("metadata", {}), "status": more}
-
-
-def waiting(reason: str, message: str = "") -> list[dict[str, Any]]:
-    return [{"name": "trainer", "state": {"waiting": {"reason": reason, "message": message}}}]
-
-
-def ended(**state: Any) -> list[dict[str, Any]]:
-    return [{"name": "trainer", "state": {"terminated": {"finishedAt": "2026-11-24T10:01:00Z", **state}}}]
-
-
-@pytest.mark.parametrize(
-    ("found", "field", "expected"),
-    [
-        (pod(phase="Pending"), "trouble", None),
-        (
-            pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "m"}]),
-            "trouble",
-            Trouble("Unschedulable", "m"),
-        ),
-        (pod(containerStatuses=waiting("ImagePullBackOff", "m")), "trouble", Trouble("ImagePullBackOff", "m")),
-        (pod(containerStatuses=waiting("ContainerCreating")), "trouble", None),
-        (pod(containerStatuses=waiting("ContainerCreating")), "creating", True),
-        (pod(phase="Failed", reason="Evicted", message="m"), "disruption", Trouble("Evicted", "m")),
-        (
-            pod(conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]),
-            "disruption",
-            Trouble("NodeLost", ""),
-        ),
-        (
-            pod(phase="Failed", containerStatuses=ended(exitCode=137, reason="OOMKilled")),
-            "end",
-            End(137, "OOMKilled"),
-        ),
-        (
-            pod(phase="Failed", containerStatuses=ended(exitCode=1, reason="Error", message='{"kind": "X"}')),
-            "end",
-            End(1, "Error", '{"kind": "X"}', {"kind": "X"}),
-        ),
-        (pod(phase="Failed", containerStatuses=ended(exitCode=1, message="[1]")), "end", End(1, "", "[1]", {})),
-    ],
-)
-def test_a_pod_is_read_from_its_json(found: dict[str, Any], field: str, expected: Any) -> None:
-    read = observe.pod(found)
-    assert (read.role, read.ordinal, read.attempt) == (Role.WORKER, 3, 1)
-    assert getattr(read, field) == expected
-
-
-def answer(**worker: Any) -> dict[str, Any]:
-    given = {"worker": 0, "state": "training", "step": 3, "total_steps": 9, "loss": 0.5, "reported": {"a": 1}}
-    return {"workers": [given | worker], "verdict": None, "missing": []}
-
-
-def test_a_loss_that_is_not_a_number_is_left_out() -> None:
-    assert Progress.from_status(answer()).loss == 0.5
-    found = Progress.from_status(answer(loss=float("nan"), reported={"a": float("inf"), "b": 2, "loss": 7}))
-    assert (found.loss, found.reported, found.step) == (None, {"b": 2.0}, 3)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {},
-        {"workers": 1},
-        answer(step="x"),
-        answer(loss="x"),
-        answer(reported=[1]),
-        answer() | {"verdict": {"worker": 1}},
-    ],
-)
-def test_what_is_not_a_status_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
-        Progress.from_status(wrong)

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as Family
 
-from paceline import __version__
 from paceline_core.spec import Level
 from paceline_core.telemetry import Kind, Metric, exported
 
@@ -284,7 +283,7 @@ def of_worker(training: str, worker: int, level: Level) -> Instruments:
 def of_server(training: str, server: int, level: Level) -> Instruments:
     """The instruments of a parameter server or of the coordinator."""
     made = Instruments(SERVER, {"training": training, "server": str(server)}, level)
-    made.set(BUILD, 1, __version__, _installed("torch"), platform.python_version())
+    made.set(BUILD, 1, installed("paceline"), installed("torch"), platform.python_version())
     return made
 
 
@@ -299,7 +298,8 @@ def phases_at(level: Level, phases: Mapping[str, float]) -> Mapping[str, float]:
     return out
 
 
-def _installed(package: str) -> str:
+def installed(package: str) -> str:
+    """The version of a package; empty if there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline import __version__, metrics
+from paceline import metrics
 from paceline.metrics import Instruments
 from paceline.trace import Trace
 from paceline.worker.brake import Brake
@@ -37,7 +37,7 @@ class Measuring:
     def describe(self, device: torch.device, backend: str, node: str) -> None:
         """Tell where this worker runs."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        labels = (name, backend, torch.__version__, __version__, node or platform.node())
+        labels = (name, backend, torch.__version__, metrics.installed("paceline"), node or platform.node())
         self.metrics.set(metrics.INFO, 1, *labels)
 
     def clocks_compared(self, offset: float) -> None:

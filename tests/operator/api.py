@@ -1,0 +1,237 @@
+"""A small API server over real HTTP, with as much of Kubernetes as the operator talks to: trainings, pods, events."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+from kubernetes.aio import client
+
+from paceline_operator import labels, observe, progress
+from paceline_operator.answer import Progress
+from paceline_operator.cluster import Cluster, Key
+from paceline_operator.health import Health
+from paceline_operator.memory import exact, text
+from paceline_operator.metrics import Metrics
+from paceline_operator.progress import Poller
+from paceline_operator.reconcile import Reconciler
+from paceline_operator.series import Trainings
+from paceline_operator.settings import Settings
+from tests.operator.builders import a_spec
+
+KEY = Key("team", "digits")
+TIME = "2026-11-24T10:00:00Z"
+Object = dict[str, Any]
+
+
+class Api:
+    """What is stored, and what was asked."""
+
+    def __init__(self) -> None:
+        self.trainings: dict[Key, Object] = {}
+        self.pods: dict[str, Object] = {}
+        self.events: list[tuple[str, str, str]] = []  # type, reason, message
+        self.writes = 0  # of a status
+        self.broken = False
+        self.answer: Any = None  # of server 0, at /status
+        self.asked = 0  # how often
+        self._numbers = itertools.count(1)
+
+    def create(self, key: Key = KEY, **more: Any) -> Object:
+        """A training; one of that name is gone."""
+        number = str(next(self._numbers))
+        metadata = {"name": key.name, "namespace": key.namespace, "uid": f"uid-{number}", "generation": 1}
+        training = {"apiVersion": "paceline.dev/v1alpha1", "kind": labels.KIND, "spec": a_spec(**more)}
+        self.trainings[key] = {**training, "metadata": {**metadata, "resourceVersion": number}}
+        return self.trainings[key]
+
+    def change(self, path: str, value: Any, key: Key = KEY) -> None:
+        """A user edits a field of the specification."""
+        *folders, last = path.split(".")
+        place = self.trainings[key]["spec"]
+        for name in folders:
+            place = place.setdefault(name, {})
+        place[last] = value
+        self._touch(self.trainings[key])
+
+    def status(self, key: Key = KEY) -> Object:
+        return dict(self.trainings[key].get("status", {}))
+
+    def age(self, seconds: float, key: Key = KEY) -> None:
+        """Everything that the status tells of happened so much earlier."""
+        status = self.trainings[key]["status"]
+        names = ("startTime", "attemptTime", "until")
+        for place in (status, *status["delays"]):
+            place |= {name: text((observe.seconds(place[name]) or 0.0) - seconds) for name in names if name in place}
+        ledger = status["goodput"]
+        ledger["accountedTime"] = exact((observe.seconds(ledger["accountedTime"]) or 0.0) - seconds)
+
+    def start(self, *names: str) -> None:
+        """The kubelet starts pods; all of them if none is named."""
+        for name in names or tuple(self.pods):
+            self._pod(name, "Running", {"running": {"startedAt": TIME}})
+
+    def end(self, *names: str, code: int = 0, message: str = "") -> None:
+        """The main containers of pods end."""
+        for name in names:
+            state = {"exitCode": code, "message": message, "finishedAt": TIME}
+            self._pod(name, "Failed" if code else "Succeeded", {"terminated": state})
+
+    def _pod(self, name: str, phase: str, state: Object) -> None:
+        pod = self.pods[name]
+        main = next(c["name"] for c in pod["spec"]["containers"] if c["name"] in ("trainer", "server"))
+        pod["status"] = {
+            "phase": phase,
+            "podIP": "127.0.0.1",
+            "conditions": [{"type": "Ready", "status": str(phase == "Running")}],
+            "containerStatuses": [{"name": main, "state": state}],
+        }
+        self._touch(pod)
+
+    def _touch(self, item: Object) -> None:
+        item["metadata"]["resourceVersion"] = str(next(self._numbers))
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Answer any request."""
+        if request.path == "/status":
+            self.asked += 1
+            return web.json_response(self.answer) if self.answer is not None else web.Response(status=503)
+        if self.broken:
+            return web.json_response({"message": "it is broken"}, status=500)
+        parts = request.path.split("/namespaces/")[-1].split("/")
+        body = json.loads(await request.read() or b"null")
+        kind = parts[1]
+        if kind == labels.PLURAL:
+            return self._training(request.method, Key(parts[0], parts[2]), body)
+        if kind == "pods":
+            return self._pods(request.method, parts[2] if len(parts) > 2 else "", body)
+        if kind == "events" and request.method == "POST":
+            self.events.append((body["type"], body["reason"], body["message"]))
+        return web.json_response({"items": []} if request.method == "GET" else body)
+
+    def _training(self, method: str, key: Key, body: Any) -> web.Response:
+        found = self.trainings.get(key)
+        if found is None:
+            return web.json_response({"message": "there is none"}, status=404)
+        if method == "PUT":
+            if body["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
+                return web.json_response({"message": "it has changed"}, status=409)
+            self.writes += 1
+            found["status"] = body["status"]
+            self._touch(found)
+        if method == "DELETE":
+            del self.trainings[key]
+        return web.json_response(found)
+
+    def _pods(self, method: str, name: str, body: Any) -> web.Response:
+        if method == "GET":
+            return web.json_response({"items": list(self.pods.values())})
+        if method == "DELETE":
+            return web.json_response(self.pods.pop(name, {}))
+        name = body["metadata"]["name"]
+        if name in self.pods:
+            return web.json_response({"message": "it is there"}, status=409)
+        body["metadata"] |= {"uid": f"pod-{next(self._numbers)}", "creationTimestamp": TIME}
+        self.pods[name] = body
+        self._touch(body)
+        return web.json_response(body, status=201)
+
+
+class Operator:
+    """One life of an operator: a new one remembers nothing."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self.metrics, self.trainings = Metrics(), Trainings()
+        self.metrics.registry.register(self.trainings)
+        self.health, self.poller = Health(self.metrics), Poller(0.02, lambda _: None)
+        self.cluster = Cluster(api, self.metrics)
+        self.reconciler = Reconciler(self.cluster, self.poller, Settings(), self.health, self.metrics, self.trainings)
+
+    @property
+    def heard(self) -> Progress | None:
+        return self.poller._known.get(KEY)
+
+    async def look(self, times: int = 4, key: Key = KEY) -> None:
+        """Reconcile, as often as it takes for one thing to lead to the next."""
+        for _ in range(times):
+            await self.metrics.measured("training", self.reconciler.reconcile)(key)
+
+    async def ask(self, enough: Callable[[], bool]) -> None:
+        """Ask server 0 again and again, until it is enough."""
+        asking = asyncio.create_task(self.poller.run())
+        try:
+            async with asyncio.timeout(20):
+                while not enough():
+                    assert not asking.done(), "the asking has ended"
+                    await asyncio.sleep(0.01)
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    async def hear(self, step: int) -> None:
+        """Ask server 0 until it has told of this step, and look."""
+        await self.ask(lambda: self.heard is not None and self.heard.step == step)
+        await self.look(1)
+
+
+@asynccontextmanager
+async def serving(api: Api) -> AsyncIterator[client.ApiClient]:
+    """The API server, and server 0 of every training, on one port."""
+    app = web.Application(client_max_size=1 << 26)
+    app.router.add_route("*", "/{path:.*}", api.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    own, progress.METRICS_PORT = progress.METRICS_PORT, port
+    try:
+        async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{port}")) as found:
+            yield found
+    finally:
+        progress.METRICS_PORT = own
+        await runner.cleanup()
+
+
+def run(test: Callable[[Api, client.ApiClient], Awaitable[None]]) -> None:
+    """Run a test with an API server of its own."""
+
+    async def main() -> None:
+        api = Api()
+        async with serving(api) as found:
+            await test(api, found)
+
+    asyncio.run(main())
+
+
+def answer(step: int, **more: Any) -> dict[str, Any]:
+    worker = {"state": "training", "step": step, "total_steps": 40, "loss": 0.5, "reported": {}}
+    spent = {"productive": step / 100, "lost": {"straggler": step / 300, "startup": 2.0}}
+    workers = [{**worker, "worker": i} for i in range(2)]
+    return {"workers": workers, "verdict": None, "missing": [], "goodput": spent} | more
+
+
+def words(step: int = 40) -> str:
+    told = answer(step)
+    return json.dumps(
+        {"summary": {"step": step, "loss": 0.1, "reported": {}, "verdict": None, "goodput": told["goodput"]}}
+    )
+
+
+async def running(api: Api, operator: Operator, step: int = 10) -> None:
+    """A training whose pods were made 10 s ago, and whose workers have made some steps."""
+    await operator.look()
+    api.age(10)
+    api.start()
+    await operator.look()
+    api.answer = answer(step)
+    await operator.hear(step)
+
+
+async def finished(api: Api, operator: Operator) -> None:
+    api.end("digits-worker-0", "digits-worker-1")
+    api.end("digits-ps-0", message=words())
+    await operator.look()

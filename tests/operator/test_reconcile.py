@@ -1,0 +1,80 @@
+"""Looks at a training through a real client: what is written, what is told, what is heard."""
+
+from typing import Any
+
+import pytest
+from kubernetes.aio import client
+
+from tests.operator.api import Api, Operator, answer, finished, run, running
+from tests.operator.test_answer import FOUND
+
+
+def test_figures_alone_are_not_written_all_the_time() -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator, step=10)
+        written = api.writes
+        for step in range(11, 20):
+            api.answer = answer(step)
+            await operator.hear(step)
+        assert api.writes == written
+
+    run(test)
+
+
+def test_a_verdict_is_told_when_it_comes_changes_and_ends() -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator)
+        api.events.clear()
+        for step, verdict in enumerate((FOUND, FOUND, FOUND | {"worker": 0}, None, None, FOUND), start=20):
+            api.answer = answer(step, verdict=verdict)
+            await operator.hear(step)
+        api.answer = None
+        await Operator(found).look(1)  # has not asked yet, and says nothing new
+        await finished(api, operator)
+        about = [(kind, reason, message.split(":")[0].split(" since")[0]) for kind, reason, message in api.events]
+        assert about == [
+            ("Warning", "SlowData", "worker-1 makes the others wait"),
+            ("Warning", "SlowData", "worker-0 makes the others wait"),
+            ("Normal", "NobodyWaits", "worker-0 no longer makes the others wait"),
+            ("Warning", "SlowData", "worker-1 makes the others wait"),
+            ("Normal", "TrainingSucceeded", "all workers have ended their scripts"),
+        ]
+
+    run(test)
+
+
+def test_a_long_answer_is_read_whole_and_an_endless_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator)
+        api.answer = answer(11, more="x" * (4 << 20))
+        await operator.hear(11)
+        monkeypatch.setattr("paceline_operator.progress.LIMIT_BYTES", 1 << 20)
+        api.answer = answer(12, more="x" * (4 << 20))
+        asked = api.asked
+        await operator.ask(lambda: api.asked > asked + 3)
+        assert operator.heard is not None
+        assert operator.heard.step == 11
+
+    run(test)
+
+
+@pytest.mark.parametrize("said", [[], 7, "x", {"workers": []}, {}, float("inf")])
+def test_an_answer_that_is_none_does_not_end_the_asking(said: Any) -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator)
+        api.answer, asked = said, api.asked
+        await operator.ask(lambda: api.asked > asked + 3)
+        assert operator.heard is not None
+        assert operator.heard.step == 10
+        api.answer = answer(30)
+        await operator.hear(30)
+
+    run(test)
