@@ -59,7 +59,7 @@ def rows() -> Iterator[str]:
 def _slowed(mode: str, part: str, factor: float) -> tuple[bool, str]:
     """Whether the worker was named for the right cause, and what is to be said about it."""
     amount = f"worker-{SLOW}={part}:{1e3 * STEP_SECONDS * (factor - 1):g}ms"
-    for seconds, status in list(watch(_script(STEPS[factor]), WORKERS, "--slow", amount, strategy=mode)):
+    for seconds, status in watch(_script(STEPS[factor]), WORKERS, "--slow", amount, strategy=mode):
         named = _named(status)
         if named:
             worker, cause = named

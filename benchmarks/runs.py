@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,16 +32,20 @@ def train(
 def watch(
     script: str, workers: int, *arguments: str, strategy: str = "Synchronous"
 ) -> Iterator[tuple[float, dict[str, Any]]]:
-    """What `/status` tells while the script runs, and how many seconds after all workers had begun to train."""
+    """What `/status` tells while the script runs, until the caller has seen enough, and how many seconds after all workers had begun to train."""
     command = _command(_prepare(script, workers, 1, strategy, tls=False), *arguments, "-o", "json")
     began = None
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None, "a pipe was asked for"
-        for line in running.stdout:
-            status = json.loads(line)
-            if status["event"] == "progress" and not status["missing"]:
-                began = began or time.monotonic()
-                yield time.monotonic() - began, status
+        try:
+            for line in running.stdout:
+                status = json.loads(line)
+                if status["event"] == "progress" and not status["missing"]:
+                    began = began or time.monotonic()
+                    yield time.monotonic() - began, status
+        finally:  # who has seen enough need not wait for the end
+            running.send_signal(signal.SIGINT)
+            running.stdout.read()
 
 
 def _prepare(script: str, workers: int, servers: int, strategy: str, tls: bool) -> Path:

@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from charts.dashboards import filled, queries
-
 from benchmarks.prometheus import Prometheus
+from charts.dashboards import filled, queries
 from paceline import metrics, web
 from paceline.server.aggregator import Aggregator
 from paceline_core import telemetry

@@ -1,6 +1,7 @@
 """The command `paceline`. Exit codes: 0 succeeded, 1 training failed, 2 bad input, 130 interrupted."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +10,7 @@ from pathlib import Path
 from paceline import __version__, manifest
 from paceline_core.errors import SpecError
 
-BAD_INPUT = 2
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,10 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
+        sys.stdout.flush()
     except SpecError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # who reads, for example `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     return code
 
 
@@ -43,7 +50,26 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--port", type=int, default=0, metavar="BASE", help="first port of the servers (default: any)")
     run.add_argument("--metrics-port", type=int, default=0, metavar="BASE", help="first port for metrics")
     run.set_defaults(command=_run)
+    _add_views(commands)
     return parser
+
+
+def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("training", nargs="?", metavar="RUN|NAME", help="a run folder, or a training in the cluster")
+    which.add_argument("-n", "--namespace", help="namespace of the training (default: that of kubectl's context)")
+    top = commands.add_parser("top", parents=[which], help="how a training is now, and who makes whom wait")
+    top.add_argument("--once", action="store_true", help="print it once, as when the output is not a terminal")
+    top.add_argument("--sort", choices=("lag", "worker"), default="lag", help="order of the workers (default: lag)")
+    top.add_argument("-o", "--output", choices=("text", "json"), default="text", help="for people, or JSON once")
+    top.set_defaults(command=_top)
+    trace = commands.add_parser("trace", parents=[which], help="what every process did when, for Perfetto")
+    trace.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it; .gz compresses")
+    trace.set_defaults(command=_trace)
+    report = commands.add_parser("report", help="a run as one HTML page")
+    report.add_argument("training", nargs="?", metavar="RUN", help="a run folder (default: the newest in ./runs)")
+    report.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page (default: RUN/report.html)")
+    report.set_defaults(command=_report)
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -70,6 +96,34 @@ def _run(options: argparse.Namespace) -> int:
         options.file, training, folder, options.replay, parse_slow(options.slow), options.port, options.metrics_port
     )
     return run(request, Json() if options.output == "json" else Text())
+
+
+def _top(options: argparse.Namespace) -> int:
+    from paceline.views.source import find
+    from paceline.views.top import Options, top
+
+    source = find(options.training, options.namespace, going_on_first=True)
+    top(source, Options(options.once, options.output, by_lag=options.sort == "lag"))
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from paceline.views.source import find
+    from paceline.views.trace import trace
+
+    trace(find(options.training, options.namespace), options.output)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from paceline.views import runs
+    from paceline.views.report import report
+
+    run = runs.newest() if options.training is None else runs.at(options.training)
+    if run is None:
+        raise SpecError([f"{options.training}: is not the folder of a run (there is no {runs.MANIFEST} in it)"])
+    report(run, options.output)
+    return 0
 
 
 def _new_folder(name: str) -> Path:

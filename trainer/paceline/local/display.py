@@ -7,14 +7,17 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+
+from paceline.views import status as answers
+from paceline.views import words
+from paceline.views.status import Status, Verdict, selection
+from paceline.views.table import legend, table
 
 PLAIN_SECONDS = 5.0  # between two lines of progress when the output is not a terminal
 PLAIN_WIDTH = 132  # columns of the final table then
-Status = Mapping[str, Any]
 
 
 class Display(Protocol):
@@ -29,8 +32,8 @@ class Display(Protocol):
     def line(self, name: str, line: str) -> None:
         """A line of output of one process."""
 
-    def progress(self, status: Status) -> None:
-        """The state of the workers."""
+    def progress(self, status: Mapping[str, Any]) -> None:
+        """The state of the workers: what /status answers."""
 
     def failure(self, failure: Mapping[str, Any]) -> None:
         """Why the run failed."""
@@ -70,14 +73,14 @@ class Text:
         """Print a process's line behind its name."""
         self._print(f"[cyan]{escape(f'[{name}]')}[/] {escape(line)}")
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: Mapping[str, Any]) -> None:
         """Renew the table, or print a line now and then."""
-        self._last = status
+        self._last = found = answers.read(status, "the training")
         if self._live:
-            self._live.update(table(status))
-        elif time.monotonic() - self._shown > PLAIN_SECONDS and any(w["step"] for w in status["workers"]):
+            self._live.update(self._table(found))
+        elif time.monotonic() - self._shown > PLAIN_SECONDS and any(w.step for w in found.workers):
             self._shown = time.monotonic()
-            self._print(escape(one_line(status)))
+            self._print(escape(one_line(found)))
 
     def failure(self, failure: Mapping[str, Any]) -> None:
         """Show the root cause with its traceback, then the victims."""
@@ -93,12 +96,21 @@ class Text:
     def result(self, result: Mapping[str, Any]) -> None:
         """The final table and the summary."""
         self._end_live()
-        if self._last and any(w["step"] for w in self._last["workers"]):
+        if self._last and any(w.step for w in self._last.workers):
             self._print("")
-            self._console.print(table(self._last, final=True))
+            self._console.print(self._table(self._last, final=True))
         self._print("")
         for line in summary(result):
             self._print(escape(line))
+
+    def _table(self, status: Status, final: bool = False) -> Group:
+        """The workers in their order; of very many only the worst."""
+        shown, rest = selection(status.workers, by_lag=False)
+        return Group(
+            table(status, self._console.width, shown, title(status, final)),
+            *([words.rest(rest)] if rest else []),
+            legend(shown),
+        )
 
     def _end_live(self) -> None:
         if self._live:
@@ -128,7 +140,7 @@ class Json:
         """Event `log`."""
         self._emit("log", {"replica": name, "line": line})
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: Mapping[str, Any]) -> None:
         """Event `progress`."""
         self._emit("progress", status)
 
@@ -146,47 +158,25 @@ class Json:
             sys.stdout.flush()
 
 
-def table(status: Status, final: bool = False) -> Table:
-    """The workers, one row each."""
-    title = f"{status['training']}: {status['strategy']}, {status['version']} updates"
-    eta = eta_seconds(status)
-    if eta and not final:
-        title += f", about {_time(eta)} left"
-    out = Table(title=title, title_justify="left", expand=False)
-    for name in ("worker", "step", "loss", "step time", "gradient latency", "lag", "staleness", "rejected", "note"):
-        out.add_column(name, justify="left" if name in ("worker", "note") else "right", no_wrap=name != "note")
-    for worker in status["workers"]:
-        total = f"/{worker['total_steps']}" if worker["total_steps"] else ""
-        out.add_row(
-            f"worker-{worker['worker']}", f"{worker['step']}{total}", _number(worker["loss"]),
-            _time(worker["step_seconds"]), _time(worker["latency_seconds"]), _time(worker["lag_seconds"]),
-            _number(worker["staleness"], 1), str(worker["rejected"]), note(worker),
-        )  # fmt: skip
-    return out
-
-
-def note(worker: Mapping[str, Any]) -> str:
-    """What is to be said about a worker."""
-    verdicts = [f"{v} {worker['lag_share']:.0%}" if v == "makes the others wait" else v for v in worker["verdicts"]]
-    state = [worker["state"]] if worker["state"] in ("waiting", "lost") else []
-    return ", ".join(state + verdicts)
+def title(status: Status, final: bool = False) -> str:
+    """What stands above the table."""
+    text = f"{status.training}: {status.strategy}, {status.version} updates"
+    eta = status.eta_seconds
+    return text if final or not eta else f"{text}, about {words.duration(eta)} left"
 
 
 def one_line(status: Status) -> str:
     """All workers in a line."""
-    workers = status["workers"]
-    losses = [w["loss"] for w in workers if w["loss"] is not None]
-    steps = [w["step"] for w in workers]
-    parts = [f"step {min(steps)}" + (f" to {max(steps)}" if max(steps) > min(steps) else "")]
-    if workers[0]["total_steps"]:
-        parts[0] += f" of {workers[0]['total_steps']}"
+    workers = status.workers
+    losses = [w.loss for w in workers if w.loss is not None]
+    parts = [words.steps(status)]
     if losses:
         parts.append(f"loss {sum(losses) / len(losses):.4f}")
-    parts += [f"worker-{w['worker']} {note(w)}" for w in workers if note(w)]
-    if rejected := sum(w["rejected"] for w in workers):
+    parts += [f"{w.name} {words.note(w)}" for w in workers if words.note(w)]
+    if rejected := sum(w.rejected for w in workers):
         parts.append(f"{rejected} rejected")
-    if eta := eta_seconds(status):
-        parts.append(f"about {_time(eta)} left")
+    if status.eta_seconds:
+        parts.append(f"about {words.duration(status.eta_seconds)} left")
     return ", ".join(parts)
 
 
@@ -195,39 +185,11 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     lines = [f"{result['result']} in {result['duration_seconds']:.1f} s"]
     reported = {k: v for k, v in result["reported"].items() if k != "loss"}
     lines += [f"{name} {value:.4g}" for name, value in reported.items()]
-    verdict = result["verdict"]
-    if verdict:
-        share, lag = f"{verdict['lag_share']:.0%}", _time(verdict["lag_seconds"])
-        lines.append(f"worker-{verdict['worker']} made the others wait: {share} of all waiting, {lag} in each round")
-    elif result["result"] == "Succeeded" and result["strategy"] == "Asynchronous":
-        lines.append("nobody made the others wait (asynchronous workers never wait for one another)")
+    if result["verdict"]:
+        lines.append(words.waiting(Verdict.model_validate(result["verdict"]), past=True))
     elif result["result"] == "Succeeded":
-        lines.append("nobody made the others wait")
+        lines.append(words.nobody(result["strategy"], past=True))
     if result["weights_sha256"]:
         lines.append(f"weights {result['folder']}/weights.safetensors (SHA-256 {result['weights_sha256']})")
-    lines.append(f"everything about this run is in {result['folder']}")
+    lines.append(f"everything about this run is in {result['folder']}; as a page: paceline report {result['folder']}")
     return lines
-
-
-def eta_seconds(status: Status) -> float | None:
-    """When the slowest worker will be done, in seconds from now; None when that is not known."""
-    left = [
-        (w["total_steps"] - w["step"]) * w["step_seconds"]
-        for w in status["workers"]
-        if w["total_steps"] and w["step_seconds"] and w["state"] == "training"
-    ]
-    return max(left) if left and max(left) > 0 else None
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min"
