@@ -78,6 +78,7 @@ def test_only_the_slow_worker_is_rejected(run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # four runs, one after the other
 def test_replay_is_bit_for_bit_and_two_free_runs_differ(run: Run) -> None:
     asked = {"workers": 4, "servers": 2, "strategy": "Asynchronous"}
     first = run(script(60, 0), **asked)
