@@ -139,9 +139,7 @@ STRAGGLER = Metric(
     only="Synchronous, AllReduce",
 )
 APPLIED = Metric("paceline_server_gradients_applied_total", C, "Gradients applied.", ("worker",), level=STANDARD)
-REJECTED = Metric(
-    "paceline_server_gradients_rejected_total", C, "Gradients rejected.", ("worker", "reason"), level=STANDARD
-)
+REJECTED = Metric("paceline_server_gradients_rejected_total", C, "Gradients rejected.", ("worker", "reason"))
 PEERS_REJECTED = Metric(
     "paceline_server_peers_rejected_total", C, "Connections that were ended for what they sent.", ("reason",)
 )
