@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -41,8 +40,7 @@ async def _run(settings: Settings) -> int:
     except config.ConfigException:
         await config.load_kube_config()  # type: ignore[no-untyped-call]
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    handlers.stop_on_signals(stop)
     metrics = Metrics()
     health = Health(metrics)
     async with client.ApiClient() as api:

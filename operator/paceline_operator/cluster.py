@@ -18,11 +18,13 @@ from paceline_operator.memory import text
 from paceline_operator.metrics import Metrics
 
 Object = dict[str, Any]
-APPLY, JSON = "application/apply-patch+yaml", "application/json"
+MERGE, JSON = "application/merge-patch+json", "application/json"
+NETWORK_POLICIES = "/apis/networking.k8s.io/v1", "networkpolicies"
 RESOURCE = f"/apis/{labels.GROUP}/{labels.VERSION}"
 IN_FLIGHT = 50  # writes at once
 CALL_SECONDS = 30.0
-BAD_REQUEST, FORBIDDEN, NOT_FOUND, CONFLICT, INVALID = 400, 403, 404, 409, 422
+BAD_REQUEST, NOT_FOUND, CONFLICT, INVALID = 400, 404, 409, 422
+DENIED = (" denied the request", " denied request: ")  # by an admission webhook; by an admission policy
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,19 @@ class Key:
 
 
 class CallFailed(Exception):
-    """The API server answered with an error; `code` is that of HTTP."""
+    """The API server answered with an error; `code` is that of HTTP, `reason` that of Kubernetes."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, reason: str = "") -> None:
         super().__init__(f"{code}: {message}")
-        self.code, self.message = code, message
+        self.code, self.message, self.reason = code, message, reason
+
+    @property
+    def denied(self) -> bool:
+        """Whether somebody's admission policy or webhook did it, with whatever code they chose."""
+        return any(words in self.message for words in DENIED)
+
+
+HICCUPS = (CallFailed, aiohttp.ClientError, OSError)  # of an API server that restarts, is busy, or cannot be reached
 
 
 class Conflict(Exception):
@@ -46,11 +56,19 @@ class Conflict(Exception):
 
 
 class Refused(Exception):
-    """The API server does not take an object; `permanent` when it never will."""
+    """An object cannot be made: `reason` for programs, the text for people; `permanent` when it never can."""
 
-    def __init__(self, error: CallFailed) -> None:
-        super().__init__(error.message)
-        self.permanent = error.code != FORBIDDEN
+    def __init__(self, reason: str, message: str, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.permanent = reason, permanent
+
+    @classmethod
+    def by(cls, error: CallFailed, what: str) -> "Refused":
+        """By the API server. Only an object that it cannot read or that is invalid will never be taken."""
+        permanent = error.code in (BAD_REQUEST, INVALID) and not error.denied
+        again = "" if permanent else ", and is asked again"
+        reason = "InvalidSpec" if permanent else "PodRefused"
+        return cls(reason, f"the API server refuses a {what}{again}: {error.message}", permanent)
 
 
 class Cluster:
@@ -67,12 +85,7 @@ class Cluster:
 
     async def training(self, key: Key) -> Object | None:
         """One training; None when there is none."""
-        try:
-            return await self._call("GET", _path(key))
-        except CallFailed as error:
-            if error.code == NOT_FOUND:
-                return None
-            raise
+        return await self._get(_path(key))
 
     async def pods(self, key: Key) -> list[Object]:
         """A training's pods, as they are now: a list without a resource version is consistent."""
@@ -84,21 +97,43 @@ class Cluster:
         query = {"fieldSelector": f"involvedObject.uid={uid}"}
         return list((await self._call("GET", f"/api/v1/namespaces/{namespace}/events", query))["items"])
 
+    async def pod(self, namespace: str, name: str) -> Object | None:
+        """The pod of that name, whoever made it; None when there is none."""
+        query = {"fieldSelector": f"metadata.name={name}"}
+        found = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods", query)
+        return next(iter(found["items"]), None)
+
+    async def service(self, key: Key) -> Object | None:
+        """The Service of a training's name, whoever made it; None when there is none."""
+        return await self._get(f"/api/v1/namespaces/{key.namespace}/services/{key.name}")
+
+    async def network_policy(self, key: Key) -> Object | None:
+        """The NetworkPolicy of a training's name, whoever made it; None when there is none."""
+        group, plural = NETWORK_POLICIES
+        return await self._get(f"{group}/namespaces/{key.namespace}/{plural}/{key.name}")
+
     async def create_pod(self, pod: Object) -> bool:
-        """Create a pod; False when one of that name is there. Raises Refused."""
-        return await self._create("pods", pod)
+        """Create a pod; False when one of that name is there. Raises Refused, Conflict."""
+        return await self._create("/api/v1", "pods", pod)
 
     async def create_secret(self, secret: Object) -> bool:
-        """Create a Secret; False when it is there already. Raises Refused."""
-        return await self._create("secrets", secret)
+        """Create a Secret; False when it is there already. Raises Refused, Conflict."""
+        return await self._create("/api/v1", "secrets", secret)
 
-    async def apply_service(self, service: Object) -> None:
-        """Create or change a Service. Raises Refused."""
-        await self._apply("/api/v1", "services", service)
+    async def create_service(self, service: Object) -> bool:
+        """Create a Service; False when one of that name is there. Raises Refused, Conflict."""
+        return await self._create("/api/v1", "services", service)
 
-    async def apply_network_policy(self, policy: Object) -> None:
-        """Create or change a NetworkPolicy. Raises Refused."""
-        await self._apply("/apis/networking.k8s.io/v1", "networkpolicies", policy)
+    async def create_network_policy(self, policy: Object) -> bool:
+        """Create a NetworkPolicy; False when one of that name is there. Raises Refused, Conflict."""
+        return await self._create(*NETWORK_POLICIES, policy)
+
+    async def change_network_policy(self, key: Key, spec: Object) -> None:
+        """Give a NetworkPolicy another specification."""
+        group, plural = NETWORK_POLICIES
+        path = f"{group}/namespaces/{key.namespace}/{plural}/{key.name}"
+        async with self._writes:
+            await self._call("PATCH", path, {"fieldManager": labels.MANAGER}, {"spec": spec}, MERGE)
 
     async def delete_pod(self, namespace: str, name: str, uid: str, at_once: bool = False) -> None:
         """Delete this very pod, if it is still there."""
@@ -138,29 +173,26 @@ class Cluster:
         }
         await self._call("POST", f"/api/v1/namespaces/{metadata['namespace']}/events", body=body)
 
-    async def _create(self, plural: str, body: Object) -> bool:
-        path = f"/api/v1/namespaces/{body['metadata']['namespace']}/{plural}"
+    async def _create(self, group: str, plural: str, body: Object) -> bool:
+        path = f"{group}/namespaces/{body['metadata']['namespace']}/{plural}"
         async with self._writes:
             try:
                 await self._call("POST", path, {"fieldManager": labels.MANAGER}, body)
             except CallFailed as error:
-                if error.code == CONFLICT:
+                if error.reason == "AlreadyExists":
                     return False
-                if error.code in (INVALID, FORBIDDEN, BAD_REQUEST):
-                    raise Refused(error) from error
-                raise
+                if error.reason == "Conflict" and not error.denied:  # over a quota that others use at the same time
+                    raise Conflict from error
+                raise Refused.by(error, body["kind"]) from error
         return True
 
-    async def _apply(self, group: str, plural: str, body: Object) -> None:
-        metadata = body["metadata"]
-        path = f"{group}/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}"
-        async with self._writes:
-            try:
-                await self._call("PATCH", path, {"fieldManager": labels.MANAGER, "force": "true"}, body, APPLY)
-            except CallFailed as error:
-                if error.code in (INVALID, FORBIDDEN):
-                    raise Refused(error) from error
-                raise
+    async def _get(self, path: str) -> Object | None:
+        try:
+            return await self._call("GET", path)
+        except CallFailed as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
 
     async def _delete(self, path: str, options: Object) -> None:
         async with self._writes:
@@ -191,17 +223,21 @@ class Cluster:
             raise
         if response.status >= BAD_REQUEST:
             self._metrics.api_error(str(response.status))
-            raise CallFailed(response.status, _message(answer))
-        return dict(json.loads(answer))
+            raise _failed(response.status, answer)
+        try:
+            return dict(json.loads(answer))
+        except (ValueError, TypeError) as error:
+            raise CallFailed(response.status, f"the answer is not an object: {error}") from error
 
 
 def _path(key: Key) -> str:
     return f"{RESOURCE}/namespaces/{key.namespace}/{labels.PLURAL}/{key.name}"
 
 
-def _message(body: bytes) -> str:
-    """The message of a Status object."""
+def _failed(code: int, body: bytes) -> CallFailed:
+    """What a Status object says; a proxy in front of the API server may answer with anything."""
     try:
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace")
+        status = json.loads(body)
+        return CallFailed(code, str(status["message"]), str(status.get("reason", "")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return CallFailed(code, body.decode(errors="replace"))

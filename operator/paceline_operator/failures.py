@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline_operator.observe import Pod
+from paceline_operator.observe import End, Pod
 
 SHOWN = 1500  # characters of a traceback or message in a condition
 PERMANENT = ("ModelMismatch", "UsageError", "LaunchError")  # Paceline's errors that come again with every attempt
@@ -31,33 +31,31 @@ class Cause:
 
 def cause(pod: Pod) -> Cause | None:
     """Why this pod failed or is being taken away; None while it is well."""
-    if pod.phase == "Succeeded":
-        return None
-    if pod.disruption is not None:
+    if pod.stopped and pod.disruption is not None:
         return Cause(pod.disruption.reason, f"{pod.replica}: {pod.disruption.message}", counted=False)
     if pod.phase != "Failed":
-        if pod.terminating is None:
-            return None
-        return Cause("PodDeleted", f"{pod.replica}: its pod was deleted", counted=False)
+        return _deleted(pod) if pod.stopped else None
     if pod.end is None or pod.end.code == -1:
         words = f"{pod.end.reason} {pod.end.message}".strip() if pod.end else "no container has ended"
-        return Cause("PodFailed", f"{pod.replica}: {words}", counted=pod.terminating is None)
-    return _exited(pod)
+        return Cause("PodFailed", f"{pod.replica}: {words}", counted=not pod.stopped)
+    return _exited(pod, pod.end)
 
 
-def _exited(pod: Pod) -> Cause:
-    end = pod.end
-    assert end is not None, "asked only about ended pods"
+def _exited(pod: Pod, end: End) -> Cause:
+    who = f"{pod.replica}'s init container {end.container}" if end.container else pod.replica
     if end.reason == "OOMKilled":
         return Cause(
             "OutOfMemory",
-            f"{pod.replica} used more memory than the limit of its container and was killed: raise "
+            f"{who} used more memory than the limit of its container and was killed: raise "
             "resources.limits.memory, or make the batch smaller",
         )
     if end.reason in ("StartError", "ContainerCannotRun"):
-        return Cause("StartError", f"{pod.replica} could not be started: {end.message[-SHOWN:]}")
-    if pod.terminating is not None:
-        return Cause("PodDeleted", f"{pod.replica}: its pod was deleted", counted=False)
+        return Cause("StartError", f"{who} could not be started: {end.message[-SHOWN:]}")
+    if pod.stopped:
+        return _deleted(pod)
+    if end.container:
+        said = f": {end.message[-SHOWN:].strip()}" if end.message else ""
+        return Cause("InitContainerFailed", f"{who} ended with exit code {end.code}{said}")
     if "kind" in end.told:
         kind, message = str(end.told["kind"]), " ".join(str(end.told.get("message", "")).split())[:SHOWN]
         return Cause(
@@ -67,6 +65,10 @@ def _exited(pod: Pod) -> Cause:
             permanent=kind in PERMANENT,
         )
     return Cause("ExitCode", f"{pod.replica} ended with exit code {end.code}")
+
+
+def _deleted(pod: Pod) -> Cause:
+    return Cause("PodDeleted", f"{pod.replica}: its pod was deleted", counted=False)
 
 
 def kind(reason: str) -> str:

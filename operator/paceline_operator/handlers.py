@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import kopf
 
 from paceline_operator import labels
-from paceline_operator.cluster import Cluster, Key
+from paceline_operator.cluster import HICCUPS, Cluster, Key
 from paceline_operator.health import Health, Watch
 from paceline_operator.reconcile import versions
 from paceline_operator.settings import Settings
@@ -16,6 +18,17 @@ from paceline_operator.workqueue import WorkQueue
 log = logging.getLogger("paceline.operator")
 WATCH_SECONDS = 300  # after which a watch is begun anew, even if the connection died unnoticed
 CONNECT_SECONDS = 10
+WATCH_AGAIN_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 15.0
+
+
+class Pauses:
+    """Seconds between two tries of one call, without end: kopf gives up, and ends, when it runs out of them."""
+
+    def __iter__(self) -> Iterator[float]:
+        pause = 1.0
+        while True:
+            yield pause
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
@@ -29,6 +42,7 @@ def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = WATCH_SECONDS
         settings.watching.client_timeout = WATCH_SECONDS + 60
         settings.watching.connect_timeout = CONNECT_SECONDS
+        settings.networking.error_backoffs = Pauses()
 
     @kopf.on.login(registry=out, retries=10, backoff=1.0)
     async def login(**given: Any) -> kopf.ConnectionInfo | None:
@@ -62,15 +76,31 @@ async def watch(queue: WorkQueue[Key], health: Health, settings: Settings, stop:
     scope: dict[str, Any] = {"namespaces": [settings.watch]} if settings.watch else {"clusterwide": True}
     # kopf would make up an identity from the user's name, which a container's user need not have
     scope["identity"] = settings.identity
-    await kopf.operator(registry=registry(queue, health), standalone=True, **scope)
-    stop.set()
+    while not stop.is_set():
+        try:
+            await kopf.operator(registry=registry(queue, health), standalone=True, **scope)
+            stop.set()
+        except Exception:  # whatever the API server put into a watch: that etcd has no leader, say
+            log.exception("the watches broke, and begin anew in %g s", WATCH_AGAIN_SECONDS)
+            stop_on_signals(stop)  # kopf has put its own handlers in the place of these
+            await asyncio.sleep(WATCH_AGAIN_SECONDS)
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Set `stop` when the kubelet, or somebody at a keyboard, tells this process to end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 async def resync(cluster: Cluster, queue: WorkQueue[Key], health: Health, settings: Settings) -> None:
     """Look at every training now and then, in case a watch missed something, and notice a watch that is dead."""
     while True:
         await asyncio.sleep(settings.resync_seconds)
-        items = await cluster.trainings(settings.watch)
+        try:
+            items = await cluster.trainings(settings.watch)
+        except HICCUPS as error:
+            log.warning("the trainings could not be listed, and are asked for again: %s", error)
+            continue
         health.trainings.listed(versions(items))
         health.checked()
         for item in items:

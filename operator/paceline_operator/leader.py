@@ -1,9 +1,14 @@
-"""Of several operators one works: the holder of a Lease."""
+"""Of several operators one works: the holder of a Lease.
+
+The holder tries for RENEW_SECONDS to renew it, and stops when that has failed for so long: at the latest
+RETRY + RENEW + TRY seconds after it was last renewed, when no other process may have taken it yet.
+"""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+import aiohttp
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
@@ -13,7 +18,7 @@ from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from paceline_operator.settings import Settings
 
-LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS = 15, 10, 2
+LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, TRY_SECONDS = 15, 10, 2, 3
 log = logging.getLogger("paceline.operator")
 
 
@@ -29,6 +34,19 @@ class Lock(LeaseLock):
             log.info("the lease was not created: %s", error.reason)
             return False
         return True
+
+
+class Election(LeaderElection):
+    """The library's election, which ends when the API server does not answer; this one tries again then too."""
+
+    async def try_acquire_or_renew(self) -> bool:
+        """Whether the lease is held now; False also when the API server does not answer."""
+        try:
+            async with asyncio.timeout(TRY_SECONDS):
+                return bool(await super().try_acquire_or_renew())
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one of them
+            log.warning("the lease could not be asked for or renewed: %s: %s", type(error).__name__, error)
+            return False
 
 
 async def lead(api: client.ApiClient, settings: Settings, work: Callable[[], Awaitable[None]]) -> None:
@@ -47,7 +65,7 @@ async def lead(api: client.ApiClient, settings: Settings, work: Callable[[], Awa
 
     log.info("%s waits for the lease %s/%s", settings.identity, settings.namespace, settings.lease)
     config = Config(lock, LEASE_SECONDS, RENEW_SECONDS, RETRY_SECONDS, begin, end)
-    election = asyncio.create_task(LeaderElection(config).run())
+    election = asyncio.create_task(Election(config).run())
     try:
         await asyncio.wait({election, ended}, return_when=asyncio.FIRST_COMPLETED)
         if ended.done():

@@ -1,7 +1,7 @@
 """What the operator remembers of a training, all of it in the resource's status: a restart forgets nothing. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -53,6 +53,9 @@ class Memory:
     attempt: int = 0
     attempt_start: float = 0.0
     formed: bool = False  # all pods of this attempt have existed
+    joined: bool = False  # all workers of this attempt have joined
+    ended: frozenset[int] = frozenset()  # workers of this attempt whose scripts have ended well
+    ended_time: float | None = None  # of the last of them
     suspended: bool = False
     restarts: int = 0  # that count
     restarts_by_reason: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # role -> reason; all of them
@@ -74,6 +77,9 @@ class Memory:
             attempt=status.get("attempt", 0),
             attempt_start=seconds(status.get("attemptTime")) or 0.0,
             formed=status.get("formed", False),
+            joined=status.get("joined", False),
+            ended=numbers(status.get("endedWorkers", "")),
+            ended_time=seconds(status.get("endedTime")),
             suspended=status.get("phase") == "Suspended",
             restarts=status.get("restarts", 0),
             restarts_by_reason=status.get("restartsByReason", {}),
@@ -91,12 +97,19 @@ class Memory:
         out: dict[str, Any] = {
             "attempt": self.attempt,
             "formed": self.formed,
+            "joined": self.joined,
+            "endedWorkers": ranges(self.ended),
             "restarts": self.restarts,
             "restartsByReason": {role: dict(counts) for role, counts in self.restarts_by_reason.items()},
             "failures": [f.to_json() for f in self.failures],
             "delays": [{"scope": s, "count": d.count, "until": text(d.until)} for s, d in self.delays.items()],
         }
-        times = {"startTime": self.start, "attemptTime": self.attempt_start or None, "completionTime": self.completion}
+        times = {
+            "startTime": self.start,
+            "attemptTime": self.attempt_start or None,
+            "endedTime": self.ended_time,
+            "completionTime": self.completion,
+        }
         return out | {name: text(value) for name, value in times.items() if value is not None}
 
     def failed(self, failure: Failure, existing: set[str]) -> "Memory":
@@ -132,7 +145,25 @@ class Memory:
 
     def next_attempt(self, now: float) -> "Memory":
         """Begin anew."""
-        return replace(self, attempt=self.attempt + 1, attempt_start=now, formed=False, suspended=False)
+        anew = replace(self, attempt=self.attempt + 1, attempt_start=now, suspended=False)
+        return replace(anew, formed=False, joined=False, ended=frozenset(), ended_time=None)
+
+
+def ranges(of: Iterable[int]) -> str:
+    """Numbers in few letters: 0-3,7."""
+    runs: list[list[int]] = []
+    for number in sorted(of):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def numbers(written: str) -> frozenset[int]:
+    """The numbers of which `ranges` wrote."""
+    ends = [run.partition("-") for run in written.split(",") if run]
+    return frozenset(n for a, _, b in ends for n in range(int(a), int(b or a) + 1))
 
 
 def whole(time: float) -> int:

@@ -8,23 +8,23 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from paceline_core import telemetry
+from paceline_core import telemetry, validation
 from paceline_core.launch import PREFIX, Launch, Role
-from paceline_core.spec import TRAINER_CONTAINER, Level, Topology, TrainingSpec, Transport
-from paceline_operator import labels
-from paceline_operator.decide import replicas
+from paceline_core.spec import TRAINER_CONTAINER, Level, TrainingSpec, Transport
+from paceline_operator import labels, quantity, templates
+from paceline_operator.situation import replicas
+from paceline_operator.templates import OUTPUT_FOLDER, SERVER_CONTAINER, named
 
 Object = dict[str, Any]
 WIRE_PORT, METRICS_PORT = 7070, 9090
-TLS_FOLDER, OUTPUT_FOLDER = "/var/run/paceline/tls", "/var/run/paceline/output"
+EVERYWHERE = "[::]"  # of IPv4 and IPv6
+TLS_FOLDER, SHARED_MEMORY_FOLDER = "/var/run/paceline/tls", "/dev/shm"  # noqa: S108 - the pod's own
 TLS_VOLUME, SHARED_MEMORY_VOLUME = "paceline-tls", "paceline-shm"
 TERMINATION_LOG = "/dev/termination-log"
-SERVER_CONTAINER = "server"
 # For a Prometheus that finds pods by annotation.
 SCRAPE_ANNOTATIONS = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}
 ENTRYPOINT = ["python", "-m", "paceline.entrypoint"]
-SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3}
-BINARY_SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+NODE = {"name": PREFIX + "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,14 @@ class Subject:
     namespace: str
     uid: str
     spec: TrainingSpec
-    templates: Mapping[str, Any]  # the raw `spec`, whose pod templates are passed through as they are
+    raw: Mapping[str, Any]  # the resource's `spec`, whose pod templates are passed through as they are
+
+    @classmethod
+    def of(cls, training: Object) -> "Subject":
+        """From the resource. Raises SpecError; for odd templates KeyError, TypeError, AttributeError or ValueError."""
+        metadata, raw = training["metadata"], templates.without_nulls(training["spec"])
+        spec = validation.training({**training, "spec": raw}).spec
+        return cls(metadata["name"], metadata["namespace"], metadata["uid"], spec, raw)
 
     @property
     def metadata(self) -> Object:
@@ -101,11 +108,11 @@ def network_policy(it: Subject, operator_namespace: str, metrics_from: Sequence[
 
 def pod(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: int) -> Object:
     """The pod of one replica."""
-    template = _template(it, role)
+    template = templates.of_role(it.spec, it.raw, role)
     name = labels.pod_name(it.name, role, ordinal)
     main = TRAINER_CONTAINER if role is Role.WORKER else SERVER_CONTAINER
     spec = deepcopy(template["spec"])
-    launch = _launch(it, role, ordinal, attempt, incarnation, _mounts(spec, main))
+    launch = _launch(it, role, ordinal, attempt, incarnation, templates.mounts(named(spec, main)))
     spec["containers"] = [_container(it, c, launch) if c["name"] == main else c for c in spec["containers"]]
     spec["containers"] = [_confined(c) for c in spec["containers"]]
     if "initContainers" in spec:
@@ -135,45 +142,32 @@ def pod(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: int) -
 
 
 def problems(it: Subject) -> list[str]:
-    """What is wrong with the templates that only the operator can find."""
+    """What is wrong with the templates that only the operator can find; raises an error if a pod cannot be made."""
     out = []
-    for path, role in (("workers", Role.WORKER), (_member(it.spec), replicas(it.spec)[0][0])):
-        spec = _template(it, role)["spec"]
-        where = f"spec.{path}.template.spec"
-        taken = {v["name"] for v in spec.get("volumes", ())} & {TLS_VOLUME, SHARED_MEMORY_VOLUME}
+    for path, role in (("workers", Role.WORKER), (templates.member(it.spec), replicas(it.spec)[0][0])):
+        spec, where = templates.of_role(it.spec, it.raw, role)["spec"], f"spec.{path}.template.spec"
+        taken = {v.get("name") for v in spec.get("volumes", ())} & {TLS_VOLUME, SHARED_MEMORY_VOLUME}
         out += [f"{where}.volumes: the name {name} is Paceline's own; choose another" for name in sorted(taken)]
+        out += [wrong for container in spec["containers"] for wrong in _wrong_container(container, where)]
         names = [c["name"] for c in spec["containers"]]
         if role is not Role.WORKER and SERVER_CONTAINER not in names:
             out.append(f"{where}.containers: needs one named `{SERVER_CONTAINER}`; found: {', '.join(names)}")
-        for container in spec["containers"]:
-            own = [e["name"] for e in container.get("env", ()) if e["name"].startswith(PREFIX)]
-            out += [f"{where}.containers[{container['name']}].env: {name} is set by the operator" for name in own]
-        if role is Role.WORKER and not _named(spec, TRAINER_CONTAINER).get("image"):
+        if role is Role.WORKER and not named(spec, TRAINER_CONTAINER).get("image"):
             out.append(f"{where}.containers[{TRAINER_CONTAINER}].image: is required in a cluster")
+        if not out:
+            pod(it, role, 0, 0, 0)
     return out
 
 
-def _member(spec: TrainingSpec) -> str:
-    return "allReduce" if spec.topology is Topology.ALL_REDUCE else "parameterServer"
-
-
-def _template(it: Subject, role: Role) -> Mapping[str, Any]:
-    """The pod template of a role. Servers run in the workers' image unless they have a template of their own."""
-    workers: Mapping[str, Any] = it.templates["workers"]["template"]
-    if role is Role.WORKER:
-        return workers
-    given = it.templates.get(_member(it.spec), {}).get("template")
-    trainer = _named(workers["spec"], TRAINER_CONTAINER)
-    inherited = {k: trainer[k] for k in ("image", "imagePullPolicy") if k in trainer}
-    if given is None:
-        kept = {k: workers["spec"][k] for k in ("imagePullSecrets",) if k in workers["spec"]}
-        return {"spec": {**kept, "containers": [{"name": SERVER_CONTAINER, **inherited}]}}
-    containers = [{**inherited, **c} if c["name"] == SERVER_CONTAINER else c for c in given["spec"]["containers"]]
-    return {**given, "spec": {**given["spec"], "containers": containers}}
-
-
-def _named(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return next(c for c in spec["containers"] if c["name"] == name)
+def _wrong_container(container: Mapping[str, Any], where: str) -> list[str]:
+    place = f"{where}.containers[{container['name']}]"
+    own = [e["name"] for e in container.get("env", ()) if e["name"].startswith(PREFIX)]
+    out = [f"{place}.env: {name} is set by the operator" for name in own]
+    try:
+        quantity.number(_limits(container).get("cpu", 0))
+    except ValueError as error:
+        out.append(f"{place}.resources.limits.cpu: {error}")
+    return out
 
 
 def training_id(uid: str, attempt: int) -> str:
@@ -198,17 +192,13 @@ def _launch(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: in
         servers=tuple(f"{name}.{it.name}.{it.namespace}.svc:{WIRE_PORT}" for name in names),
         incarnation=incarnation,
         replaced=it.spec.asynchronous,
-        listen=f"0.0.0.0:{WIRE_PORT}",
-        metrics=f"0.0.0.0:{METRICS_PORT}",
+        listen=f"{EVERYWHERE}:{WIRE_PORT}",
+        metrics=f"{EVERYWHERE}:{METRICS_PORT}",
         tls=TLS_FOLDER if it.spec.security.transport is Transport.TLS else None,
         output=OUTPUT_FOLDER if OUTPUT_FOLDER in mounts else None,
         termination_log=TERMINATION_LOG,
         extra=extra,
     )
-
-
-def _mounts(spec: Mapping[str, Any], main: str) -> set[str]:
-    return {m["mountPath"].rstrip("/") for m in _named(spec, main).get("volumeMounts", ())}
 
 
 def _container(it: Subject, given: Mapping[str, Any], launch: Launch) -> Object:
@@ -221,6 +211,7 @@ def _container(it: Subject, given: Mapping[str, Any], launch: Launch) -> Object:
         "command": [*ENTRYPOINT, *command],
         "env": [
             *({"name": k, "value": v} for k, v in environment.items() if k not in own),
+            NODE,
             *given.get("env", ()),
         ],
         "ports": [*given.get("ports", ()), *_ports(launch, it.spec)],
@@ -231,7 +222,7 @@ def _container(it: Subject, given: Mapping[str, Any], launch: Launch) -> Object:
     if launch.tls:
         mounts.append({"name": TLS_VOLUME, "mountPath": TLS_FOLDER, "readOnly": True})
     if _needs_shared_memory(given):
-        mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"})  # noqa: S108 - the pod's own
+        mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY_FOLDER})
     if mounts:
         out["volumeMounts"] = mounts
     return out
@@ -247,25 +238,20 @@ def _ports(launch: Launch, spec: TrainingSpec) -> list[Object]:
 
 def _threads(container: Mapping[str, Any], spec: TrainingSpec) -> int:
     """CPU threads of each process: its part of the CPU limit; 1 without a limit, as torchrun does."""
-    limit = (container.get("resources", {}).get("limits") or {}).get("cpu")
+    limit = quantity.number(_limits(container).get("cpu", 0))
     processes = spec.workers.processes if container["name"] == TRAINER_CONTAINER else 1
-    return max(1, math.floor(cores(limit) / processes)) if limit is not None else 1
-
-
-def cores(quantity: str | float) -> float:
-    """A Kubernetes CPU quantity, such as 500m or 2, as a number of cores. Raises ValueError."""
-    text = str(quantity)
-    for suffix, factor in (*BINARY_SUFFIXES.items(), *((s, f) for s, f in SUFFIXES.items() if s)):
-        if text.endswith(suffix):
-            return float(text.removesuffix(suffix)) * factor
-    return float(text)
+    return max(1, math.floor(limit / processes))
 
 
 def _needs_shared_memory(container: Mapping[str, Any]) -> bool:
     """Data loaders and NCCL use /dev/shm, of which a container has 64 MiB: GPU pods get more, unless they mount it."""
-    limits = container.get("resources", {}).get("limits") or {}
-    mounted = any(m["mountPath"] == "/dev/shm" for m in container.get("volumeMounts", ()))  # noqa: S108
-    return not mounted and any(name.endswith("/gpu") for name in limits)
+    gpus = any(name.endswith("/gpu") for name in _limits(container))
+    return gpus and SHARED_MEMORY_FOLDER not in templates.mounts(container)
+
+
+def _limits(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    limits: Mapping[str, Any] = container.get("resources", {}).get("limits", {})
+    return limits
 
 
 def _volumes(it: Subject, role: Role, spec: Mapping[str, Any]) -> list[Object]:
@@ -274,8 +260,8 @@ def _volumes(it: Subject, role: Role, spec: Mapping[str, Any]) -> list[Object]:
         prefix = "worker" if role is Role.WORKER else "server"
         items = [{"key": f"{prefix}.{file}", "path": file} for file in ("ca.pem", "cert.pem", "key.pem")]
         out.append({"name": TLS_VOLUME, "secret": {"secretName": labels.secret_name(it.name, it.uid), "items": items}})
-    mounts = {m["name"] for c in spec["containers"] for m in c.get("volumeMounts", ())}
-    if SHARED_MEMORY_VOLUME in mounts:
+    mounted = {m.get("name") for c in spec["containers"] for m in c.get("volumeMounts", ())}
+    if SHARED_MEMORY_VOLUME in mounted:
         out.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
     return out
 

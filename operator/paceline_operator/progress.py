@@ -75,8 +75,8 @@ class Poller:
 
 async def _status(session: aiohttp.ClientSession, host: str) -> Any:
     """The JSON that a pod answers. Raises ValueError when it is none, or is too long."""
-    body = bytearray()
-    async with session.get(f"http://{host}:{METRICS_PORT}/status", allow_redirects=False) as response:
+    body, place = bytearray(), f"[{host}]" if ":" in host else host
+    async with session.get(f"http://{place}:{METRICS_PORT}/status", allow_redirects=False) as response:
         async for part in response.content.iter_any():
             body += part
             if len(body) > LIMIT_BYTES:

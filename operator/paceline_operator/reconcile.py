@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import paceline_credentials
-from paceline_core import validation
 from paceline_core.errors import SpecError
 from paceline_core.launch import Role
-from paceline_core.spec import Transport
-from paceline_operator import answer, objects, observe, status
+from paceline_operator import answer, belongings, objects, observe, status
+from paceline_operator.belongings import Belongings
 from paceline_operator.cluster import Cluster, Conflict, Key, Object, Refused
-from paceline_operator.decide import Decision, Situation, current, decide
+from paceline_operator.decide import decide
 from paceline_operator.health import Health
 from paceline_operator.labels import MANAGER
 from paceline_operator.memory import Memory, text
@@ -24,13 +22,15 @@ from paceline_operator.observe import Pod, Trouble
 from paceline_operator.progress import Poller
 from paceline_operator.series import Trainings
 from paceline_operator.settings import Settings
+from paceline_operator.situation import Decision, Situation
 
 SOON_SECONDS = 1.0
 CREATING_SECONDS = 10.0  # that containers may take to be made before the kubelet's warnings are read
+ASKED_ABOUT = 3  # late pods, which speak for all
 REFUSED_SECONDS = 15.0
 WRITE_SECONDS = 10.0  # between two writes of a status in which only figures have changed
 FIGURES = ("step", "progress", "loss", "reported", "totalSteps", "lastStepTime", "goodput")
-GOOD = ("PodsStarting", "WorkersJoining", "Training", "Suspended", "TrainingSucceeded")
+GOOD = ("PodsStarting", "WorkersJoining", "Training", "ServersEnding", "Suspended", "TrainingSucceeded")
 log = logging.getLogger("paceline.operator")
 
 
@@ -48,6 +48,7 @@ class Reconciler:
     ) -> None:
         self._cluster, self._poller, self._settings = cluster, poller, settings
         self._health, self._metrics, self._trainings = health, metrics, trainings
+        self._belongings = Belongings(cluster, settings)
         self._written: dict[Key, float] = {}  # when the status was last written
 
     async def reconcile(self, key: Key) -> float | None:
@@ -65,6 +66,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._poller.forget(key)
         self._trainings.forget(key)
+        self._belongings.forget(key)
         self._written.pop(key, None)
 
     async def _look(self, key: Key, training: Object) -> float | None:
@@ -79,11 +81,13 @@ class Reconciler:
             memory = Memory()  # it was mended
         generation = training["metadata"]["generation"]
         it = Situation(subject.spec, key.namespace, generation, memory, pods, now, self._settings.rules)
+        progress = answer.last_words(it.current) or self._poller.follow(key, _server(it))
+        it = replace(it, joined=progress is not None and progress.training)
         decision = decide(it)
-        progress = answer.last_words(current(it)) or self._poller.follow(key, _server(it))
         if decision.memory == memory:
-            problem = await self._act(subject, it, decision, len(items) - len(pods))
-            if problem is not None:
+            try:
+                await self._act(subject, it, decision, observe.earlier(items, subject.uid))
+            except Refused as problem:
                 return await self._refuse(training, problem)
         warnings = await self._warnings(key.namespace, pods, now)
         it = replace(it, memory=decision.memory)
@@ -93,11 +97,9 @@ class Reconciler:
 
     async def _subject(self, training: Object) -> Subject | None:
         """The training as a model; None, with a condition that says why, when it cannot be run as it is written."""
-        metadata = training["metadata"]
         wrong: Sequence[str]
         try:
-            spec = validation.training(training).spec
-            subject = Subject(metadata["name"], metadata["namespace"], metadata["uid"], spec, training["spec"])
+            subject = Subject.of(training)
             wrong = objects.problems(subject)
         except SpecError as error:
             subject, wrong = None, error.problems
@@ -110,12 +112,11 @@ class Reconciler:
 
     async def _refuse(self, training: Object, problem: Refused) -> float | None:
         if problem.permanent:
-            await self._fail(training, "InvalidSpec", [f"the API server refuses a pod: {problem}"])
+            await self._fail(training, problem.reason, [str(problem)])
             return None
         now, before = time.time(), training.get("status", {})
-        message = f"the API server refuses a pod, and is asked again: {problem}"
-        after = status.refused(training["metadata"]["generation"], now, before, "PodRefused", [message], waits=True)
-        await self._write(training, after, now)
+        generation = training["metadata"]["generation"]
+        await self._write(training, status.refused(generation, now, before, problem.reason, [str(problem)], True), now)
         return REFUSED_SECONDS
 
     async def _fail(self, training: Object, reason: str, problems: Sequence[str]) -> None:
@@ -125,12 +126,12 @@ class Reconciler:
             after.setdefault("completionTime", text(now))
             await self._write(training, after, now)
 
-    async def _act(self, subject: Subject, it: Situation, decision: Decision, foreign: int) -> Refused | None:
-        """Carry out a decision; gives the refusal of an object, if there was one."""
+    async def _act(self, subject: Subject, it: Situation, decision: Decision, earlier: bool) -> None:
+        """Carry out a decision; pods of an earlier training of this name go first. Raises Refused, Conflict."""
         key = Key(subject.namespace, subject.name)
         if decision.remove:
             await self._cluster.delete_training(key, subject.uid)
-            return None
+            return
         overdue = {p.uid for p in decision.kill}
         await asyncio.gather(
             *(
@@ -138,36 +139,27 @@ class Reconciler:
                 for p in (*decision.delete, *decision.kill)
             )
         )
-        if not decision.create or foreign:  # pods of an earlier training of this name go first
-            return None
-        try:
-            await self._prepare(subject)
+        if decision.create and not earlier:
+            await self._belongings.make(subject)
             await asyncio.gather(*(self._create(subject, it, role, i) for role, i in decision.create))
-        except Refused as problem:
-            return problem
-        return None
-
-    async def _prepare(self, subject: Subject) -> None:
-        """The Service, the NetworkPolicy and, once, the Secret."""
-        await self._cluster.apply_service(objects.service(subject))
-        settings = self._settings
-        policy = objects.network_policy(subject, settings.namespace, settings.metrics_from)
-        await self._cluster.apply_network_policy(policy)
-        if subject.spec.security.transport is Transport.TLS:
-            await self._cluster.create_secret(objects.secret(subject, paceline_credentials.issue(subject.name)))
+        elif it.pods and it.memory.result is None:
+            await self._belongings.keep(subject)
 
     async def _create(self, subject: Subject, it: Situation, role: Role, ordinal: int) -> None:
         # A pod made later has a greater incarnation, whatever the operator remembers of those before it.
         incarnation = max(0, int(it.now - it.memory.attempt_start))
-        await self._cluster.create_pod(objects.pod(subject, role, ordinal, it.memory.attempt, incarnation))
+        pod = objects.pod(subject, role, ordinal, it.memory.attempt, incarnation)
+        if not await self._cluster.create_pod(pod):
+            name = pod["metadata"]["name"]
+            belongings.own(await self._cluster.pod(subject.namespace, name), subject, "Pod", name)
 
     async def _warnings(self, namespace: str, pods: Sequence[Pod], now: float) -> dict[str, Trouble]:
-        """What the kubelet says about pods whose containers it cannot make; asked about one, who speaks for all."""
-        late = [p for p in pods if p.creating and p.trouble is None and now - p.created > CREATING_SECONDS]
-        if not late:
-            return {}
-        found = observe.with_warning(late[0], await self._cluster.events(namespace, late[0].uid))
-        return {late[0].uid: found} if found else {}
+        """What the kubelet says about pods whose containers it cannot make; asked about a few."""
+        made = [p for p in pods if p.creating and p.trouble is None]
+        late = [p for p in made if now - (p.scheduled or p.created) > CREATING_SECONDS][:ASKED_ABOUT]
+        said = await asyncio.gather(*(self._cluster.events(namespace, p.uid) for p in late))
+        found = {p.uid: observe.with_warning(p, events) for p, events in zip(late, said, strict=True)}
+        return {uid: trouble for uid, trouble in found.items() if trouble is not None}
 
     async def _write(self, training: Object, after: Object, now: float) -> float | None:
         """Write the status if it has changed, figures alone not too often; then tell what is new, once it is there."""
@@ -205,14 +197,14 @@ def versions(items: Sequence[Object]) -> dict[str, str]:
 
 
 def _is_ours(training: Object) -> bool:
-    return bool(training["spec"].get("runPolicy", {}).get("managedBy", MANAGER) == MANAGER)
+    return bool((training["spec"].get("runPolicy") or {}).get("managedBy", MANAGER) == MANAGER)
 
 
 def _server(it: Situation) -> Pod | None:
     """Shard 0 or the coordinator of this attempt, while it runs."""
     if it.memory.result is not None:
         return None
-    first = (p for p in current(it) if not p.is_worker and p.ordinal == 0)
+    first = (p for p in it.current if not p.is_worker and p.ordinal == 0)
     return next((p for p in first if p.phase == "Running" and p.terminating is None), None)
 
 

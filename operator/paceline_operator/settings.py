@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from paceline_operator.decide import Rules
+from paceline_operator.situation import Rules
 
 PREFIX = "PACELINE_OPERATOR_"
 
@@ -19,7 +19,7 @@ class Settings:
     identity: str = "paceline-operator"  # of this process among its replicas
     lease: str = "paceline-operator"
     leader_election: bool = False
-    web: str = "127.0.0.1:8080"  # /healthz and /metrics
+    web: str = "127.0.0.1:8080"  # /healthz and /metrics; :8080 for every address
     poll_seconds: float = 5.0  # between two looks at a training's progress
     resync_seconds: float = 60.0  # between two looks at all trainings, in case a watch missed something
     rules: Rules = field(default_factory=Rules)

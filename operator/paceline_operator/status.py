@@ -7,13 +7,14 @@ from typing import Any
 
 from paceline_core import telemetry
 from paceline_core.attribution import Cause
+from paceline_core.launch import Role
 from paceline_core.spec import Topology
-from paceline_operator import goodput
+from paceline_operator import farewell, goodput, templates
 from paceline_operator.answer import Progress, Slow, Verdict
-from paceline_operator.decide import Decision, Situation, current, replicas
 from paceline_operator.goodput import Ledger, Stage
 from paceline_operator.memory import Memory, text, whole
 from paceline_operator.observe import Pod, Trouble
+from paceline_operator.situation import Decision, Situation, replicas
 
 Object = dict[str, Any]
 Fact = tuple[bool, str, str]  # whether a condition holds, reason, message
@@ -23,6 +24,7 @@ NOBODY_WAITS = (False, "NobodyWaits", "no worker makes the others wait")
 SLOW = {Cause.DATA: "SlowData", Cause.COMPUTE: "SlowCompute", Cause.SEND: "SlowSend"}
 BECAUSE = {Cause.DATA: "its data", Cause.COMPUTE: "computing", Cause.SEND: "sending", Cause.UNKNOWN: "not known"}
 TROUBLES_SHOWN = 3
+ENDING_SECONDS = 5.0  # that servers may take to end before it is said that they are waited for
 ADVICE = {
     "Unschedulable": "free or add nodes, or ask for less",
     "ErrImagePull": "check spec.workers.template's image and imagePullSecrets",
@@ -102,6 +104,9 @@ def _word(
     stuck = _stuck(it, warnings)
     if stuck is not None:
         return stuck
+    ending = _ending(it)
+    if ending is not None:
+        return ending
     started, wanted = _started(it), len(replicas(it.spec))
     if started < wanted:
         replaced = next((f for f in reversed(memory.failures) if f.attempt == memory.attempt), None)
@@ -115,7 +120,18 @@ def _word(
 
 
 def _started(it: Situation) -> int:
-    return sum(p.phase in ("Running", "Succeeded") for p in current(it))
+    begun = {(p.role, p.ordinal) for p in it.current if p.phase in ("Running", "Succeeded")}
+    return len(begun | {(Role.WORKER, i) for i in it.ended_workers})
+
+
+def _ending(it: Situation) -> Word | None:
+    """All scripts have ended, and servers take long to do so too."""
+    if not farewell.workers_are_done(it) or farewell.seconds_since_the_last(it) < ENDING_SECONDS:
+        return None
+    names = ", ".join(p.replica for p in farewell.waited_for(it))
+    task = "write the weights and end" if templates.saves(it.spec) else "end"
+    text_ = f"all scripts have ended; waiting for {names} to {task}"
+    return Word("Running", "ServersEnding", text_) if names else None
 
 
 def _budget(it: Situation, restarts: int) -> str:
@@ -125,7 +141,7 @@ def _budget(it: Situation, restarts: int) -> str:
 def _stuck(it: Situation, warnings: Mapping[str, Trouble]) -> Word | None:
     """Pods that cannot start, told in the words of the scheduler or kubelet; the same words are told once."""
     troubles: dict[tuple[str, str], list[str]] = {}
-    for pod in current(it):
+    for pod in it.current:
         trouble = pod.trouble or warnings.get(pod.uid)
         if trouble is not None and pod.phase == "Pending":
             troubles.setdefault((trouble.reason, trouble.message), []).append(pod.replica)
@@ -199,10 +215,10 @@ def _goodput(it: Situation, memory: Memory, progress: Progress | None, before: O
 
 def _figures(it: Situation, progress: Progress | None, before: Object) -> Object:
     """How many there are, and how far they have come; what is not known now stays as it was."""
-    pods, workers = current(it), it.spec.workers.replicas
+    pods, workers = it.current, it.spec.workers.replicas
     out: Object = {
         "strategy": "AllReduce" if it.spec.topology is Topology.ALL_REDUCE else str(it.spec.server.strategy),
-        "workers": _count([p for p in pods if p.is_worker], workers),
+        "workers": _count([p for p in pods if p.is_worker], workers, it.ended_workers),
         "servers": _count([p for p in pods if not p.is_worker], len(replicas(it.spec)) - workers),
     }
     kept = ("step", "totalSteps", "progress", "loss", "reported", "slowestWorker", "lastStepTime")
@@ -223,9 +239,9 @@ def _figures(it: Situation, progress: Progress | None, before: Object) -> Object
     return out | {k: v for k, v in found.items() if v is not None}
 
 
-def _count(pods: Sequence[Pod], desired: int) -> Object:
-    ready = sum(p.ready for p in pods)
-    succeeded = sum(p.phase == "Succeeded" for p in pods)
+def _count(pods: Sequence[Pod], desired: int, ended: frozenset[int] = frozenset()) -> Object:
+    ready = sum(p.ready and p.phase == "Running" for p in pods)
+    succeeded = len(ended | {p.ordinal for p in pods if p.succeeded})
     return {
         "desired": desired,
         "ready": ready,

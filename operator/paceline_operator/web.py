@@ -8,7 +8,7 @@ from paceline_operator.metrics import Metrics
 
 
 async def serve(address: str, metrics: Metrics, health: Health) -> web.AppRunner:
-    """Serve on `host:port` until `cleanup()` of what this gives."""
+    """Serve on `host:port` until `cleanup()` of what this gives; without a host, on every address of IPv4 and IPv6."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(status=200 if health.problem is None else 500, text=f"{health.problem or 'ok'}\n")
@@ -21,5 +21,5 @@ async def serve(address: str, metrics: Metrics, health: Health) -> web.AppRunner
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     host, _, port = address.rpartition(":")
-    await web.TCPSite(runner, host, int(port)).start()
+    await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
     return runner

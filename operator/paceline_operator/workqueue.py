@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 Work = Callable[[K], Awaitable[float | None]]
 PAUSE_SECONDS = 0.1  # between two looks at the same key, so that a burst of events is one look
+SPARE_ENTRIES = 16  # of the heap
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
 log = logging.getLogger("paceline.operator")
 
@@ -33,6 +34,9 @@ class WorkQueue(Generic[K]):
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, next(self._count), key))
+        if len(self._heap) > 2 * len(self._due) + SPARE_ENTRIES:  # most are times that no longer count
+            self._heap = [(due, next(self._count), key) for key, due in self._due.items()]
+            heapq.heapify(self._heap)
         self._news.set()
 
     def __len__(self) -> int:
@@ -76,19 +80,26 @@ class WorkQueue(Generic[K]):
             self._due[key] = due
 
     async def _look(self, key: K, work: Work[K]) -> None:
-        again: float | None = None
+        again: float | None = 0.0  # when it is cancelled, as kopf does to all tasks when a watch breaks
+        try:
+            again = await self._worked(key, work)
+            await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            self._running.discard(key)
+            held = self._due.pop(key, None)
+            if held is not None:
+                self.add(key, max(0.0, held - asyncio.get_running_loop().time()))
+            if again is not None:
+                self.add(key, again)
+            self._news.set()
+
+    async def _worked(self, key: K, work: Work[K]) -> float | None:
         try:
             again = await work(key)
-            self._failed.pop(key, None)
         except Exception:
             times = self._failed[key] = self._failed.get(key, 0) + 1
             again = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** (times - 1))
             log.exception("%s: will be tried again in %g s", key, again)
-        await asyncio.sleep(PAUSE_SECONDS)
-        self._running.discard(key)
-        held = self._due.pop(key, None)
-        if held is not None:
-            self.add(key, max(0.0, held - asyncio.get_running_loop().time()))
-        if again is not None:
-            self.add(key, again)
-        self._news.set()
+        else:
+            self._failed.pop(key, None)
+        return again

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helm_python import Chart, _native
 
-from paceline_operator import crd
+from paceline_operator import crd, smoke
 
 CHART = Path(__file__).parents[2] / "charts/paceline"
 SNAPSHOT = Path(__file__).with_name("defaults.yaml")
@@ -123,6 +123,25 @@ def test_a_disruption_budget_comes_with_the_second_replica() -> None:
 def test_a_wrong_value_is_refused_by_its_name(values: dict[str, Any], said: str) -> None:
     with pytest.raises(helm_python.HelmError, match=said):
         Chart.load(str(CHART)).validate_schema(values)
+
+
+def test_the_test_takes_images_of_ones_own_and_their_secrets() -> None:
+    values = {"trainer": {"image": "r/trainer:2"}, "imagePullSecrets": [{"name": "registry"}, {"name": "other"}]}
+    (pod,) = of_kind(render(values), "Pod")
+    assert pod["spec"]["imagePullSecrets"] == values["imagePullSecrets"]
+    given = smoke.arguments(pod["spec"]["containers"][0]["args"])
+    assert (given.namespace, given.name, given.image) == ("paceline-system", "paceline-test", "r/trainer:2")
+    assert given.image_pull_secret == ["registry", "other"]
+    (plain,) = of_kind(render(), "Pod")
+    assert smoke.arguments(plain["spec"]["containers"][0]["args"]).image_pull_secret == []
+
+
+def test_a_second_release_can_leave_out_what_belongs_to_the_whole_cluster() -> None:
+    values = {"rbac": {"scope": "Namespace"}, "crds": {"enabled": False, "admissionPolicy": False}}
+    namespaced = {o["metadata"].get("namespace") for o in render(values)}
+    assert namespaced == {"paceline-system"}
+    page = " ".join((CHART.parents[1] / "docs/kubernetes.md").read_text().split())
+    assert "--set rbac.scope=Namespace --set crds.enabled=false --set crds.admissionPolicy=false" in page
 
 
 def test_the_values_fit_on_a_few_screens() -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from tests.cluster.conftest import (
+    IMAGE,
     ROOT,
+    SETTINGS,
     Trainings,
     container_of,
+    helm,
     inside,
     kubectl,
     training,
@@ -104,6 +107,55 @@ def test_a_volume_that_is_not_there(trainings: Trainings) -> None:
     status = trainings.until("volume", 30, reason="FailedMount")
     assert 'configmap "missing" not found' in status["message"]
     documented(status)
+
+
+def test_an_init_container_that_fails(trainings: Trainings) -> None:
+    manifest = training("fetch", DIGITS, backoffLimit=0)
+    fetch = {"name": "fetch", "image": IMAGE, "command": ["sh", "-c", "exit 3"]}
+    manifest["spec"]["workers"]["template"]["spec"]["initContainers"] = [fetch]
+    trainings.apply(manifest)
+    status = trainings.wait("fetch")
+    assert (status["phase"], status["reason"]) == ("Failed", "InitContainerFailed")
+    documented(status)
+
+
+def test_a_sidecar_that_runs_on(trainings: Trainings) -> None:
+    manifest = training("sidecar", [*DIGITS, "--epochs", "1"], workers=2)
+    pod = manifest["spec"]["workers"]["template"]["spec"]
+    pod["containers"].append({"name": "proxy", "image": IMAGE, "command": SLEEP})
+    pod["terminationGracePeriodSeconds"] = 1
+    trainings.apply(manifest)
+    assert trainings.wait("sidecar")["phase"] == "Succeeded"
+    wait_for(lambda: not trainings.pods("sidecar"), "the pods, which still run, to be removed", 60)
+    assert trainings.status("sidecar")["workers"]["summary"] == "2/2"
+
+
+def test_a_name_that_is_taken(trainings: Trainings) -> None:
+    trainings.kubectl("create", "service", "clusterip", "taken", "--tcp=80")
+    trainings.apply(training("taken", SLEEP))
+    status = trainings.until("taken", 30, reason="NameTaken")
+    documented(status)
+    header, row = trainings.kubectl("get", "dt", "taken").splitlines()
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    assert header.split() == re.search(r"^NAME .*$", page, re.MULTILINE)[0].split()  # type: ignore[index]
+    assert row.split()[:4] == ["taken", "Synchronous", "Pending", "0/1"]
+    assert "NameTaken" in row
+    service = json.loads(trainings.kubectl("get", "service", "taken", "-o", "json"))
+    assert "ownerReferences" not in service["metadata"]
+    trainings.kubectl("delete", "service", "taken")
+    wait_for(lambda: trainings.pods("taken"), "the pods", 60)
+
+
+def test_who_reaches_the_metrics_of_a_running_training_follows_the_chart(trainings: Trainings) -> None:
+    trainings.apply(training("watched", SLEEP))
+    wait_for(lambda: trainings.pods("watched"), "pods")
+    peers = "jsonpath={.spec.ingress[1].from}"
+    try:
+        helm("upgrade", SETTINGS | {"metrics": {"from": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]}})
+        there = lambda: "prometheus" in trainings.kubectl("get", "networkpolicy", "watched", "-o", peers)  # noqa: E731
+        wait_for(there, "the new peer", 60)
+    finally:
+        helm("upgrade", SETTINGS)
 
 
 def test_a_worker_that_runs_out_of_memory(trainings: Trainings) -> None:
@@ -199,18 +251,22 @@ def test_gpus_are_passed_on_counted_and_waited_for(trainings: Trainings) -> None
     patch = '[{"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": "8"}]'
     kubectl("patch", node, "--subresource=status", "--type=json", "-p", patch)
     try:
+        free = "jsonpath={.status.allocatable.nvidia\\.com/gpu}"  # the kubelet works it out from the capacity
+        wait_for(lambda: kubectl("get", node, "-o", free).strip() == "8", "GPUs that can be had", 60)
         manifest = training("gpus", SLEEP, workers=9)
         container_of(manifest)["resources"] = {"limits": {"nvidia.com/gpu": 1}}
         trainings.apply(manifest)
-        status = trainings.until("gpus", 60, reason="Unschedulable")
-        assert re.search(r"^worker-\d: .*Insufficient nvidia.com/gpu", status["message"]), "only the ninth waits"
+        only_one = re.compile(r"^worker-\d: .*Insufficient nvidia.com/gpu")
+        told = lambda: only_one.search(trainings.status("gpus").get("message", ""))  # noqa: E731
+        wait_for(told, "the ninth alone to wait", 60)
+        status = trainings.status("gpus")
         documented(status)
         trainings.kubectl("delete", "dt", "gpus", "--cascade=foreground", "--timeout=60s")
         check = 'echo "ranks $PACELINE_ORDINAL $LOCAL_RANK $CUDA_VISIBLE_DEVICES"; df -m /dev/shm | tail -1'
         manifest = training("pairs", ["sh", "-c", check], workers=2)
         container_of(manifest)["resources"] = {"limits": {"nvidia.com/gpu": 2}}
         trainings.apply(manifest)
-        trainings.wait("pairs", 90)
+        trainings.wait("pairs", 150)
         lines = trainings.kubectl("logs", "pairs-worker-1").splitlines()
         assert sorted(line for line in lines if "ranks" in line) == ["ranks 2 0 0", "ranks 3 1 1"]
     finally:

@@ -46,7 +46,8 @@ def test_no_right_is_missing_and_none_is_unused(cluster: None) -> None:
     if not OWN:
         pytest.skip("reads the audit log of the tests' own cluster")
     used, forbidden = asked()
-    missing = [m for m in forbidden if "priority class" not in m.lower()]
+    meant = ("PriorityClass with name", "because it is being terminated")  # refused whatever the rights are
+    missing = [m for m in forbidden if not any(words in m for words in meant)]
     assert missing == []
     rights = granted(render())
     if ("", "events", "list") not in used and "CI" not in os.environ:

@@ -1,8 +1,10 @@
-"""A small API server over real HTTP, with as much of Kubernetes as the operator talks to: trainings, pods, events."""
+"""A small API server over real HTTP, with as much of Kubernetes as the operator talks to."""
 
 import asyncio
 import itertools
 import json
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,7 +25,7 @@ from paceline_operator.settings import Settings
 from tests.operator.builders import a_spec
 
 KEY = Key("team", "digits")
-TIME = "2026-11-24T10:00:00Z"
+TIME = text(time.time() - 100)  # when the kubelet did what it did, for all tests
 Object = dict[str, Any]
 
 
@@ -33,9 +35,17 @@ class Api:
     def __init__(self) -> None:
         self.trainings: dict[Key, Object] = {}
         self.pods: dict[str, Object] = {}
+        self.others: dict[str, dict[str, Object]] = {}  # by plural and name: services, secrets ...
         self.events: list[tuple[str, str, str]] = []  # type, reason, message
+        self.told: list[Object] = []  # events about pods, of the scheduler and kubelets
+        self.calls: list[tuple[str, str]] = []  # method and plural
+        self.refusals: dict[str, tuple[int, str, str]] = {}  # code, reason and message, by the plural of what is made
         self.writes = 0  # of a status
+        self.requests = 0  # of any kind
         self.broken = False
+        self.drops = False  # connections, without an answer
+        self.hangs = False
+        self.garbled = False  # as by a proxy
         self.answer: Any = None  # of server 0, at /status
         self.asked = 0  # how often
         self._numbers = itertools.count(1)
@@ -74,11 +84,24 @@ class Api:
         for name in names or tuple(self.pods):
             self._pod(name, "Running", {"running": {"startedAt": TIME}})
 
+    def make(self, *names: str) -> None:
+        """The kubelet makes the containers of pods, and is not ready."""
+        for name in names:
+            self._pod(name, "Pending", {"waiting": {"reason": "ContainerCreating"}})
+
     def end(self, *names: str, code: int = 0, message: str = "") -> None:
         """The main containers of pods end."""
         for name in names:
             state = {"exitCode": code, "message": message, "finishedAt": TIME}
             self._pod(name, "Failed" if code else "Succeeded", {"terminated": state})
+
+    def collect(self) -> None:
+        """The garbage collector takes what belonged to trainings that are gone."""
+        uids = {t["metadata"]["uid"] for t in self.trainings.values()}
+        for kind in (self.pods, *self.others.values()):
+            for name, item in list(kind.items()):
+                if all(r["uid"] not in uids for r in item["metadata"].get("ownerReferences", [{"uid": None}])):
+                    del kind[name]
 
     def _pod(self, name: str, phase: str, state: Object) -> None:
         pod = self.pods[name]
@@ -99,26 +122,43 @@ class Api:
         if request.path == "/status":
             self.asked += 1
             return web.json_response(self.answer) if self.answer is not None else web.Response(status=503)
-        if self.broken:
-            return web.json_response({"message": "it is broken"}, status=500)
-        parts = request.path.split("/namespaces/")[-1].split("/")
+        self.requests += 1
         body = json.loads(await request.read() or b"null")
-        kind = parts[1]
+        while self.hangs:
+            await asyncio.sleep(0.01)
+        if self.drops:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if self.broken:
+            return failure(500, "InternalError", "it is broken")
+        if self.garbled:
+            return web.Response(text="<html>")
+        if request.path.endswith(f"/{labels.VERSION}/{labels.PLURAL}"):
+            return web.json_response({"items": list(self.trainings.values())})
+        namespace, kind, *more = request.path.split("/namespaces/")[-1].split("/")
+        self.calls.append((request.method, kind))
+        if request.method == "POST" and kind in self.refusals:
+            return failure(*self.refusals[kind])
         if kind == labels.PLURAL:
-            return self._training(request.method, Key(parts[0], parts[2]), body)
+            return self._training(request.method, Key(namespace, (more or [body["metadata"]["name"]])[0]), body)
         if kind == "pods":
-            return self._pods(request.method, parts[2] if len(parts) > 2 else "", body)
-        if kind == "events" and request.method == "POST":
-            self.events.append((body["type"], body["reason"], body["message"]))
-        return web.json_response({"items": []} if request.method == "GET" else body)
+            return self._pods(request, (more or [""])[0], body)
+        if kind == "events":
+            return self._events(request, body)
+        return self._other(request.method, self.others.setdefault(kind, {}), more, body)
 
     def _training(self, method: str, key: Key, body: Any) -> web.Response:
         found = self.trainings.get(key)
+        if method == "POST" and found is None:
+            found = self.trainings[key] = body
         if found is None:
-            return web.json_response({"message": "there is none"}, status=404)
+            return failure(404, "NotFound", "there is none")
+        if method == "POST" and found is not body:
+            return failure(409, "AlreadyExists", "it is there")
         if method == "PUT":
             if body["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
-                return web.json_response({"message": "it has changed"}, status=409)
+                return failure(409, "Conflict", "it has changed")
             self.writes += 1
             found["status"] = body["status"]
             self._touch(found)
@@ -126,29 +166,57 @@ class Api:
             del self.trainings[key]
         return web.json_response(found)
 
-    def _pods(self, method: str, name: str, body: Any) -> web.Response:
-        if method == "GET":
-            return web.json_response({"items": list(self.pods.values())})
-        if method == "DELETE":
+    def _pods(self, request: web.Request, name: str, body: Any) -> web.Response:
+        if request.method == "GET":
+            key, _, wanted = request.query.get("fieldSelector", request.query.get("labelSelector", "")).partition("=")
+            pods = [p for p in self.pods.values() if (p["metadata"] | p["metadata"].get("labels", {}))
+                    .get(key.removeprefix("metadata.")) == wanted]  # fmt: skip
+            return web.json_response({"items": pods})
+        if request.method == "DELETE":
             return web.json_response(self.pods.pop(name, {}))
         name = body["metadata"]["name"]
         if name in self.pods:
-            return web.json_response({"message": "it is there"}, status=409)
+            return failure(409, "AlreadyExists", "it is there")
         body["metadata"] |= {"uid": f"pod-{next(self._numbers)}", "creationTimestamp": TIME}
         self.pods[name] = body
         self._touch(body)
         return web.json_response(body, status=201)
 
+    def _events(self, request: web.Request, body: Any) -> web.Response:
+        if request.method == "POST":
+            self.events.append((body["type"], body["reason"], body["message"]))
+            return web.json_response(body, status=201)
+        uid = request.query["fieldSelector"].partition("=")[2]
+        return web.json_response({"items": [e for e in self.told if e["involvedObject"]["uid"] == uid]})
+
+    def _other(self, method: str, there: dict[str, Object], path: list[str], body: Any) -> web.Response:
+        name = path[0] if path else body["metadata"]["name"]
+        if method == "POST" and name in there:
+            return failure(409, "AlreadyExists", f"{name} is there")
+        if method != "POST" and name not in there:
+            return failure(404, "NotFound", f"there is no {name}")
+        if method == "PATCH":
+            there[name] = there[name] | body
+        elif method in ("POST", "PUT"):
+            there[name] = body
+        return web.json_response(there[name])
+
+
+def failure(code: int, reason: str, message: str) -> web.Response:
+    """A Status object."""
+    return web.json_response({"kind": "Status", "code": code, "reason": reason, "message": message}, status=code)
+
 
 class Operator:
     """One life of an operator: a new one remembers nothing."""
 
-    def __init__(self, api: client.ApiClient) -> None:
+    def __init__(self, api: client.ApiClient, settings: Settings | None = None) -> None:
         self.metrics, self.trainings = Metrics(), Trainings()
         self.metrics.registry.register(self.trainings)
         self.health, self.poller = Health(self.metrics), Poller(0.02, lambda _: None)
         self.cluster = Cluster(api, self.metrics)
-        self.reconciler = Reconciler(self.cluster, self.poller, Settings(), self.health, self.metrics, self.trainings)
+        given = settings or Settings()
+        self.reconciler = Reconciler(self.cluster, self.poller, given, self.health, self.metrics, self.trainings)
 
     @property
     def heard(self) -> Progress | None:
@@ -184,9 +252,10 @@ async def serving(api: Api) -> AsyncIterator[client.ApiClient]:
     app.router.add_route("*", "/{path:.*}", api.handle)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
+    if socket.has_dualstack_ipv6():
+        await web.TCPSite(runner, "::1", port).start()
     own, progress.METRICS_PORT = progress.METRICS_PORT, port
     try:
         async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{port}")) as found:

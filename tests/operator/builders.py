@@ -5,11 +5,11 @@ from typing import Any
 
 from paceline_core.launch import Role
 from paceline_core.spec import TrainingSpec
-from paceline_operator.decide import Rules, Situation, replicas
 from paceline_operator.memory import Memory
 from paceline_operator.metrics import Metrics
 from paceline_operator.objects import Subject
 from paceline_operator.observe import End, Pod
+from paceline_operator.situation import Rules, Situation, replicas
 
 NOW = 1_000_000.0
 UID = "0b3e5c1e-0000-4000-8000-000000000000"
@@ -57,7 +57,7 @@ class Scene:
     def add(self, role: Role, ordinal: int, **more: Any) -> None:
         name = f"{role}-{ordinal}"
         given = {"uid": f"uid-{name}-{self.memory.attempt}", "attempt": self.memory.attempt, "phase": "Running"}
-        fields = given | {"created": self.now, "ready": True, "scheduled": True} | more
+        fields = given | {"created": self.now, "ready": True, "scheduled": self.now} | more
         self.pods[name] = Pod(f"digits-{name}", role=role, ordinal=ordinal, **fields)  # type: ignore[arg-type]
 
     def change(self, name: str, **more: Any) -> "Scene":

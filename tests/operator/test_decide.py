@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from paceline_core.launch import Role
 from paceline_core.spec import TrainingSpec
-from paceline_operator.decide import Decision, decide
+from paceline_operator.decide import decide
 from paceline_operator.memory import TRAINING, Memory
 from paceline_operator.observe import End, Trouble
+from paceline_operator.situation import Decision
 from tests.operator.builders import NOW, Scene, a_spec
 
 VICTIM = {"kind": "PeerLost", "message": "worker-1 was lost", "victim": True}
@@ -133,6 +134,71 @@ def test_what_the_cluster_does_is_not_counted(change: dict[str, Any], reason: st
 
 
 @pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        ("Synchronous", "ps-0"),
+        ("Synchronous", "worker-1"),
+        ("Asynchronous", "ps-0"),
+        ("AllReduce", "coordinator-0"),
+        ("AllReduce", "worker-1"),
+    ],
+)
+def test_a_pod_that_went_while_the_operator_was_away_is_why_the_others_failed(strategy: str, name: str) -> None:
+    scene = Scene(a_spec(strategy=strategy, runPolicy={"backoffLimit": 0})).running()
+    del scene.pods[name]
+    for other in scene.pods:
+        scene.fail(other, told=VICTIM)
+    scene.now += 10
+    settle(scene)
+    assert scene.memory.result is None
+    assert scene.memory.broken is not None
+    assert (scene.memory.broken.replica, scene.memory.broken.reason) == (name, "PodDeleted")
+    assert scene.memory.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"disruption": Trouble("Evicted", "a drain"), "taken": NOW + 50}, "Evicted"),
+        ({"terminating": NOW + 80, "taken": NOW + 50}, "PodDeleted"),
+        ({"disruption": Trouble("Evicted", "a drain"), "terminating": NOW + 80, "taken": NOW + 50}, "Evicted"),
+        ({"disruption": Trouble("Evicted", "low on memory"), "taken": 0.0}, "Evicted"),
+    ],
+)
+@pytest.mark.parametrize("victims", [True, False])
+def test_a_server_that_ended_in_order_when_it_was_told_to_did_not_end_well(
+    change: dict[str, Any], reason: str, victims: bool
+) -> None:
+    scene = Scene(a_spec(runPolicy={"backoffLimit": 0})).running().succeed("ps-0").change("ps-0", **change)
+    if victims:
+        scene.fail("worker-0", told=VICTIM).fail("worker-1", told=VICTIM)
+        scene.now += 10
+    settle(scene)
+    assert scene.memory.broken is not None
+    assert (scene.memory.broken.replica, scene.memory.broken.reason) == ("ps-0", reason)
+    assert scene.memory.restarts == 0
+
+
+@pytest.mark.parametrize(("taken", "ended"), [(NOW + 61, True), (NOW + 60, False), (NOW + 50, False)])
+def test_a_worker_that_ended_before_it_was_taken_away_has_ended_well(taken: float, ended: bool) -> None:
+    """A script may end in order when it is told to."""
+    scene = Scene(a_spec(strategy="Asynchronous")).running().succeed("worker-1")
+    scene.change("worker-1", terminating=taken + 30, taken=taken, disruption=Trouble("Evicted", "a drain"))
+    decision = settle(scene)
+    assert scene.memory.ended == ({1} if ended else set())
+    assert [f.reason for f in scene.memory.failures] == ([] if ended else ["Evicted"])
+    assert decision.create == ()
+
+
+def test_a_script_that_failed_before_its_pod_was_taken_away_has_failed() -> None:
+    scene = Scene().running().fail("worker-1", told=NAN)
+    scene.change("worker-1", terminating=scene.now + 40, taken=scene.now + 10)
+    settle(scene)
+    assert scene.memory.broken is not None
+    assert (scene.memory.broken.reason, scene.memory.restarts) == ("ScriptFailed", 1)
+
+
+@pytest.mark.parametrize(
     ("change", "kind"),
     [
         ({"phase": "Failed", "end": End(137, "OOMKilled")}, "oom"),
@@ -184,13 +250,6 @@ def test_at_the_end_the_policy_says_which_pods_go(policy: str, removed: list[str
     scene.succeed("ps-0")
     decision = settle(scene)
     assert (scene.memory.result, names(decision)) == ("Succeeded", removed)
-
-
-def test_scripts_that_never_joined_have_failed() -> None:
-    scene = Scene().running().succeed("worker-0", "worker-1")
-    scene.now += 30
-    settle(scene)
-    assert (scene.memory.result, scene.memory.reason) == ("Failed", "NeverJoined")
 
 
 def test_deadline_and_time_to_live() -> None:

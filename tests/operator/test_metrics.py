@@ -82,7 +82,7 @@ def test_each_end_is_counted_once_and_outlives_the_training() -> None:
             await operator.look()
             del api.trainings[KEY]
             await operator.look(1)
-            api.pods.clear()
+            api.collect()
             assert [value(operator.metrics, name, result="Succeeded") for name in names] == [count] * 3
         assert of_trainings(operator) == {}
 

@@ -34,6 +34,18 @@ def test_a_pod_is_told_what_the_launch_contract_asks_for(strategy: str) -> None:
     assert pod["spec"]["containers"][0]["command"][:3] == ["python", "-m", "paceline.entrypoint"]
 
 
+@pytest.mark.parametrize(("role", "name"), [(Role.WORKER, "trainer"), (Role.SERVER, "server")])
+def test_a_pod_listens_on_ipv4_and_ipv6_and_knows_its_node(role: Role, name: str) -> None:
+    pod = objects.pod(a_subject(), role, 0, 0, 0)
+    launch = Launch.from_environment(environment(pod, name))
+    assert launch is not None
+    assert (launch.listen, launch.metrics) == ("[::]:7070", "[::]:9090")
+    named = {e["name"]: e for e in pod["spec"]["containers"][0]["env"]}
+    assert named["PACELINE_NODE"] == {
+        "name": "PACELINE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+    }  # fmt: skip
+
+
 def test_builders_do_not_edit_their_input() -> None:
     raw = a_spec()
     before = deepcopy(raw)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from kubernetes.aio import client
 
-from tests.operator.api import Api, Operator, answer, finished, run, running
+from tests.operator.api import TIME, Api, Operator, answer, finished, run, running
 from tests.operator.test_answer import FOUND
 
 
@@ -76,5 +76,58 @@ def test_an_answer_that_is_none_does_not_end_the_asking(said: Any) -> None:
         assert operator.heard.step == 10
         api.answer = answer(30)
         await operator.hear(30)
+
+    run(test)
+
+
+def test_a_few_pods_that_are_late_are_asked_about() -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create(workers=5)
+        await operator.look()
+        api.make(*api.pods)
+        uid = api.pods["digits-worker-1"]["metadata"]["uid"]
+        about = {"type": "Warning", "reason": "FailedMount", "involvedObject": {"uid": uid}}
+        api.told = [about | {"message": 'configmap "missing" not found', "lastTimestamp": TIME}]
+        api.calls.clear()
+        await operator.look(1)
+        assert api.calls.count(("GET", "events")) == 3
+        assert (api.status()["reason"], api.status()["message"]) == (
+            "FailedMount",
+            'worker-1: configmap "missing" not found',
+        )
+
+    run(test)
+
+
+def test_scripts_that_trained_and_servers_that_take_long_are_not_taken_for_scripts_that_never_joined() -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator)
+        assert api.status()["joined"] is True
+        api.end("digits-worker-0", "digits-worker-1")
+        await Operator(found).look()
+        status = api.status()
+        assert (status["phase"], status["reason"], status["endedWorkers"]) == ("Running", "ServersEnding", "0-1")
+        assert ("Normal", "ServersEnding", status["message"]) in api.events
+        await finished(api, operator)
+        assert api.status()["reason"] == "TrainingSucceeded"
+        assert api.status()["workers"]["summary"] == "2/2"
+
+    run(test)
+
+
+def test_an_ended_workers_pod_may_go() -> None:
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator)
+        api.end("digits-worker-0")
+        await operator.look()
+        del api.pods["digits-worker-0"]
+        await Operator(found).look()
+        assert sorted(api.pods) == ["digits-ps-0", "digits-worker-1"]
+        assert (api.status()["phase"], api.status()["failures"]) == ("Running", [])
 
     run(test)

@@ -2,16 +2,25 @@
 
 import asyncio
 import random
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
+from kubernetes.aio import client
 
-from paceline_operator import crd, settings
-from paceline_operator.health import Watch
+from paceline_operator import crd, settings, web, workqueue
+from paceline_operator.goodput import Told
+from paceline_operator.health import Health, Watch
 from paceline_operator.metrics import Metrics
 from paceline_operator.workqueue import WorkQueue
-from tests.operator.builders import value
+from tests.operator.api import Api, Operator, answer, run, running
+from tests.operator.builders import Scene, value
+from tests.operator.test_status import SLOW, told
 
 
 async def work_until_idle(queue: WorkQueue[str], work: Any) -> None:
@@ -67,6 +76,31 @@ def test_the_queue_comes_back_when_asked_and_after_errors() -> None:
 
     asyncio.run(main())
     assert (seen.count("fine"), seen.count("broken")) == (3, 3)
+
+
+def test_times_that_no_longer_count_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training is looked at every few seconds, and after each look once more in a week."""
+    monkeypatch.setattr(workqueue, "PAUSE_SECONDS", 0.0)
+    keys, looks = "abc", dict.fromkeys("abc", 0)
+
+    async def work(key: str) -> float | None:
+        looks[key] += 1
+        return 7 * 86400.0
+
+    async def main() -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        running = asyncio.create_task(queue.run(work))
+        for times in range(1, 301):
+            for key in keys:
+                queue.add(key)
+            while min(looks.values()) < times or queue._running:
+                await asyncio.sleep(0)
+            assert len(queue._heap) <= 2 * len(keys) + workqueue.SPARE_ENTRIES
+        assert len(queue) == len(keys), "each comes back in a week"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 def test_a_later_time_does_not_delay_an_earlier_one() -> None:
@@ -181,3 +215,90 @@ def test_every_field_of_the_definition_is_described() -> None:
     schema = yaml.safe_load(crd.text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     bare = [p for p, n in walk(schema) if not n.get("description") and p != ".metadata" and not p.endswith("[]")]
     assert bare == []
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def at(path: str, resource: dict[str, Any]) -> Any:
+    """What a column shows."""
+    value: Any = resource
+    for name in path.removeprefix(".").split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def test_what_kubectl_get_shows() -> None:
+    scene = Scene().running()
+    before = told(scene)
+    scene.now += 60
+    progress = replace(SLOW, told=Told({"productive": 40.0}, 12, scene.now))
+    resource = {"metadata": {"creationTimestamp": "2026-11-24T10:00:00Z"}, "status": told(scene, progress, before)}
+    columns = crd.crd()["spec"]["versions"][0]["additionalPrinterColumns"]
+    row = {c["name"]: at(c["jsonPath"], resource) for c in columns}
+    wide = {c["name"] for c in columns if c["priority"]}
+    assert {name: value for name, value in row.items() if name not in wide} == {
+        "Strategy": "Synchronous",
+        "Phase": "Running",
+        "Workers": "2/2",
+        "Step": 12,
+        "Progress": "30%",
+        "Slowest": "worker-1",
+        "Reason": "Training",
+        "Age": "2026-11-24T10:00:00Z",
+    }
+    assert {name: row[name] for name in wide} == {
+        "Servers": "1/1",
+        "Loss": 0.5,
+        "Goodput": "33%",
+        "Restarts": 0,
+        "Message": "all workers train",
+    }
+    kinds = {"string": str, "integer": int, "number": float, "date": str}
+    assert all(isinstance(row[c["name"]], kinds[c["type"]]) for c in columns)
+
+
+def test_what_kubectl_get_shows_of_one_that_nobody_has_looked_at() -> None:
+    columns = crd.crd()["spec"]["versions"][0]["additionalPrinterColumns"]
+    new = {"metadata": {"creationTimestamp": "2026-11-24T10:00:00Z"}}
+    assert [c["name"] for c in columns if at(c["jsonPath"], new) is not None] == ["Age"]
+
+
+def test_the_columns_are_those_of_the_guide() -> None:
+    columns = crd.crd()["spec"]["versions"][0]["additionalPrinterColumns"]
+    shown = ["NAME", *(c["name"].upper() for c in columns if not c["priority"])]
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    header = re.search(r"^NAME .*$", page, re.MULTILINE)
+    assert header is not None
+    assert header[0].split() == shown
+
+
+def test_the_operator_serves_on_ipv4_and_ipv6() -> None:
+    async def main() -> list[int]:
+        metrics = Metrics()
+        runner = await web.serve(":0", metrics, Health(metrics))
+        try:
+            async with aiohttp.ClientSession() as session:
+                places = [f"[{a[0]}]:{a[1]}" if ":" in a[0] else f"{a[0]}:{a[1]}" for a in runner.addresses]
+                return [(await session.get(f"http://{place}/healthz")).status for place in places]
+        finally:
+            await runner.cleanup()
+
+    assert asyncio.run(main()) == [200] * (2 if socket.has_dualstack_ipv6() else 1)
+
+
+def test_a_training_is_asked_at_its_address_of_ipv6() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        await running(api, operator)
+        server = api.pods["digits-ps-0"]
+        server["status"]["podIP"] = "::1"
+        api.answer = answer(20)
+        await operator.look(1)
+        await operator.hear(20)
+
+    run(test)

@@ -11,24 +11,37 @@ from paceline_core.errors import PeerLost, ProtocolError
 
 RETRY_SECONDS = 0.05
 HANDSHAKE_SECONDS = 10.0
+BACKLOG = 512
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket for `host:port`, or the inherited one named by `fd:N`."""
+    """A listening socket for `host:port`, or the inherited one named by `fd:N`.
+
+    `[::]:port` takes connections to every address of this machine, of IPv4 and IPv6, as far as it has them.
+    """
     if address.startswith("fd:"):
         return socket.socket(fileno=int(address[3:]))
-    host, _, port = address.rpartition(":")
+    host, port = _host_and_port(address)
+    if host == "::":
+        if socket.has_dualstack_ipv6():
+            return socket.create_server((host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+        host = "0.0.0.0"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=512)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where it listens, as `host:port`."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def connect(address: str, training: bytes, peer: str, tls: str | None, patience: float, timeout: float) -> Channel:
     """Connect to `host:port`, trying again for `patience` seconds. Raises PeerLost."""
-    host, _, port = address.rpartition(":")
     limit = time.monotonic() + patience
     while True:
         try:
-            raw = socket.create_connection((host, int(port)), timeout=HANDSHAKE_SECONDS)
+            raw = socket.create_connection(_host_and_port(address), timeout=HANDSHAKE_SECONDS)
             return _channel(raw, tls, training, peer, timeout)
         except ssl.SSLCertVerificationError as error:
             raise PeerLost(
@@ -62,6 +75,12 @@ def server_context(folder: str) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.num_tickets = 0  # connections are long; nobody resumes a session
     return _with_credentials(context, folder)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """The parts of `host:port`; an IPv6 address stands in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _channel(raw: socket.socket, tls: str | None, training: bytes, peer: str, timeout: float) -> Channel:

@@ -1,0 +1,61 @@
+"""What a training has beside its pods: its Service, its NetworkPolicy and its Secret. Nothing is taken from others."""
+
+import paceline_credentials
+from paceline_core.spec import Transport
+from paceline_operator import objects, observe
+from paceline_operator.cluster import Cluster, Conflict, Key, Object, Refused
+from paceline_operator.objects import Subject
+from paceline_operator.settings import Settings
+
+
+class Belongings:
+    """Made before the pods. Settings change with the operator's process alone, so each policy is compared once."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster, self._settings = cluster, settings
+        self._settled: dict[Key, str] = {}  # uid of the training whose NetworkPolicy is known to be as it should
+
+    async def make(self, subject: Subject) -> None:
+        """Make what is missing. Raises Refused, also when an object of the training's name is somebody else's."""
+        key = Key(subject.namespace, subject.name)
+        if not await self._cluster.create_service(objects.service(subject)):
+            own(await self._cluster.service(key), subject, "Service", subject.name)
+        if not await self._cluster.create_network_policy(self._policy(subject)):
+            found = await self._cluster.network_policy(key)
+            await self._settle(subject, own(found, subject, "NetworkPolicy", subject.name))
+        self._settled[key] = subject.uid
+        if subject.spec.security.transport is Transport.TLS:
+            await self._cluster.create_secret(objects.secret(subject, paceline_credentials.issue(subject.name)))
+
+    async def keep(self, subject: Subject) -> None:
+        """Bring the NetworkPolicy of a training that runs to what the settings say now."""
+        key = Key(subject.namespace, subject.name)
+        if self._settled.get(key) == subject.uid:
+            return
+        found = await self._cluster.network_policy(key)
+        if found is None:
+            await self._cluster.create_network_policy(self._policy(subject))
+        elif observe.is_owned(found, subject.uid):
+            await self._settle(subject, found)
+        self._settled[key] = subject.uid
+
+    def forget(self, key: Key) -> None:
+        """The training is gone."""
+        self._settled.pop(key, None)
+
+    async def _settle(self, subject: Subject, found: Object) -> None:
+        wanted = self._policy(subject)["spec"]
+        if found["spec"] != wanted:
+            await self._cluster.change_network_policy(Key(subject.namespace, subject.name), wanted)
+
+    def _policy(self, subject: Subject) -> Object:
+        return objects.network_policy(subject, self._settings.namespace, self._settings.metrics_from)
+
+
+def own(found: Object | None, subject: Subject, kind: str, name: str) -> Object:
+    """An object that was there, if it is the training's. Raises Refused; Conflict when it goes away by itself."""
+    if found is None or observe.earlier([found], subject.uid):
+        raise Conflict
+    if not observe.is_owned(found, subject.uid):
+        raise Refused("NameTaken", f"a {kind} {name} exists that is not this training's: rename one of them")
+    return found
