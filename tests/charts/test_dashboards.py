@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from charts.dashboards import DASHBOARDS, Query, __main__, filled, queries
-from charts.dashboards.layout import Dashboard
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as schema
 
+from charts.dashboards import DASHBOARDS, Query, __main__, filled, queries
+from charts.dashboards.layout import Dashboard
 from paceline import metrics as trainer
 from paceline_core.telemetry import Kind, Metric
 from paceline_operator import metrics as operator

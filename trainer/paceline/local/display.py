@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from rich.console import Console, Group
@@ -118,7 +119,7 @@ class Text:
             self._live = None
 
     def _print(self, text: str) -> None:
-        with self._lock:
+        with self._lock, suppress(BrokenPipeError):  # who read it has gone; the run goes on
             self._console.print(text, soft_wrap=True)
 
 
@@ -153,7 +154,7 @@ class Json:
         self._emit("result", result)
 
     def _emit(self, event: str, value: Mapping[str, Any]) -> None:
-        with self._lock:
+        with self._lock, suppress(BrokenPipeError):  # as above
             sys.stdout.write(json.dumps({"event": event, **value}) + "\n")
             sys.stdout.flush()
 
