@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,14 @@ def write(tmp_path: Path, script: str, asked: dict[str, Any]) -> Path:
     file = tmp_path / "training.yaml"
     file.write_text(yaml.safe_dump(asked))
     return file
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -43,6 +43,8 @@ def with_line(mark: str, line: str) -> str:
         (with_line("AFTER", "paceline.distribute(model, optimizer)"), "UsageError: paceline.distribute() was called before"),
         (with_line("SETUP", "if paceline.rank() == 1: model = torch.nn.Linear(5, 2); optimizer = torch.optim.SGD(model.parameters(), lr=0.01)"),
          "ModelMismatch: worker-1 trains another model than worker-0: parameters: weight [2, 5] float32 instead of weight [2, 4] float32"),
+        (with_line("SETUP", "if paceline.rank() == 1: model = torch.nn.Sequential(model)"),
+         "ModelMismatch: worker-1 trains another model than worker-0: parameters: 0.weight [2, 4] float32 instead of weight [2, 4] float32"),
         (with_line("SETUP", "optimizer = torch.optim.Adamax(model.parameters())"), "Adamax cannot run on a parameter server"),
         (with_line("SETUP", "model(torch.ones(1, 4)).sum().backward(); optimizer = torch.optim.Adam(model.parameters()); optimizer.step()"), "has made steps already"),
     ],
@@ -71,11 +73,29 @@ def test_the_deadline_ends_a_training(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_silent_worker_is_named_when_time_is_up(run: Run) -> None:
-    script = with_line("STEP", "import time; time.sleep(60 if paceline.rank() == 1 and step == 3 else 0)")
-    outcome = run(script, gradients={"timeoutSeconds": 2})
+@pytest.mark.parametrize(
+    ("strategy", "what"), [("Synchronous", "which sent nothing"), ("AllReduce", "which did not finish step 4")]
+)
+def test_a_silent_worker_is_named_when_time_is_up(run: Run, strategy: str, what: str) -> None:
+    script = with_line("STEP", "import time; time.sleep([0, 60, 1][paceline.rank()] if step == 3 else 0)")
+    outcome = run(script, strategy=strategy, workers=3, gradients={"timeoutSeconds": 4})
     assert outcome.code == 1
-    assert "waited 2 s for worker-1" in outcome.output
+    assert f"PeerLost: waited 4 s for worker-1, {what}" in outcome.output
+    assert outcome.result["error"]["message"] == f"PeerLost: waited 4 s for worker-1, {what}"
+
+
+@pytest.mark.slow
+def test_workers_of_a_ring_that_make_different_numbers_of_steps_are_named(run: Run) -> None:
+    outcome = run(with_line("STEP", "if paceline.rank() == 1 and step == 3: break"), strategy="AllReduce", workers=3)
+    assert outcome.code == 1
+    assert "PeerLost: worker-1 left before step 4" in outcome.result["error"]["message"]
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_ring_may_start_one_after_the_other(run: Run) -> None:
+    script = with_line("SETUP", "import time; time.sleep(5 * paceline.rank())")
+    outcome = run(script, strategy="AllReduce", gradients={"timeoutSeconds": 3})
+    assert outcome.code == 0, outcome.output
 
 
 def refused(tmp_path: Path, *arguments: str, cmd: list[str] | None = None, **asked: object) -> str:
@@ -112,6 +132,52 @@ def test_bad_input_is_refused_before_anything_starts(
     tmp_path: Path, arguments: list[str], asked: dict[str, object], message: str
 ) -> None:
     assert message in refused(tmp_path, *arguments, **asked)
+
+
+@pytest.mark.parametrize(
+    ("cmd", "mode", "message"),
+    [
+        (["train.sh"], 0o755, "there is no program 'train.sh' on PATH; for the one in the folder write './train.sh'"),
+        (["./train.sh"], 0o644, "'./train.sh' may not be executed: chmod +x it, or write what runs it before it"),
+        (["./gone.sh"], 0o755, "there is no program './gone.sh'"),
+        (["./logs"], 0o755, "'./logs' is a folder"),
+    ],
+)
+def test_a_program_that_cannot_be_started_is_refused(tmp_path: Path, cmd: list[str], mode: int, message: str) -> None:
+    (tmp_path / "train.sh").write_text("#!/bin/sh\necho started\n")
+    (tmp_path / "train.sh").chmod(mode)
+    (tmp_path / "logs").mkdir()
+    assert message in refused(tmp_path, cmd=cmd)
+
+
+def test_the_path_of_the_file_is_the_one_that_is_searched(tmp_path: Path) -> None:
+    asked = manifest(["only-here"], workers=1)
+    container = asked["spec"]["workers"]["template"]["spec"]["containers"][0]
+    container["env"] = [{"name": "PATH", "value": "bin:/usr/bin"}]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/only-here").write_text("#!/bin/sh\necho started\nexit 5\n")
+    (tmp_path / "bin/only-here").chmod(0o755)
+    done = subprocess.run(
+        command(write(tmp_path, SCRIPT, asked), tmp_path / "run"), cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "[worker-0] started" in done.stdout, done.stderr
+    assert "worker-0: exited with code 5" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("echo started", "Exec format error"), ("#!/no/such/shell", "No such file or directory")]
+)
+def test_a_program_that_the_system_does_not_start_is_bad_input_too(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "train.sh").write_text(text)
+    (tmp_path / "train.sh").chmod(0o755)
+    file = write(tmp_path, SCRIPT, manifest(["./train.sh"]))
+    done = subprocess.run(
+        command(file, tmp_path / "run"), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert f"'./train.sh' cannot be run: {message}" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

@@ -107,6 +107,27 @@ def test_the_phases_add_up_and_the_folder_is_whole(run: Run) -> None:
         assert value["loss"]
 
 
+@pytest.mark.slow
+def test_what_only_a_cluster_can_tell_is_left_as_it_is_here(tmp_path: Path) -> None:
+    asked = manifest(["python", "train.py"], workers=1)
+    secret = {"secretKeyRef": {"name": "tokens", "key": "hub"}}
+    asked["spec"]["workers"]["template"]["spec"]["containers"][0]["env"] = [
+        {"name": "TOKEN", "valueFrom": secret},
+        {"name": "OTHER_TOKEN", "valueFrom": secret},
+        {"name": "GIVEN", "value": "by the file"},
+        {"name": "EMPTY"},
+    ]
+    shown = "import os; print([os.environ.get(n) for n in ('TOKEN', 'OTHER_TOKEN', 'GIVEN', 'EMPTY')])\n"
+    file = write(tmp_path, shown + script(1, 0), asked)
+    ours = {"TOKEN": "mine", "GIVEN": "not this", "EMPTY": "nor this"}
+    done = subprocess.run(
+        command(file, tmp_path / "run"), cwd=tmp_path, env=environment() | ours, capture_output=True, text=True,
+        timeout=100,
+    )  # fmt: skip
+    assert "[worker-0] ['mine', None, 'by the file', '']" in done.stdout, done.stdout + done.stderr
+    assert "has no meaning on one machine: valueFrom of the variables TOKEN, OTHER_TOKEN" in done.stdout
+
+
 class Running:
     """A run that goes on until the test ends it."""
 

@@ -2,6 +2,7 @@
 
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import paceline_credentials
 from paceline import metrics
 from paceline.server import roll
 from paceline.server.service import ParameterService
@@ -18,19 +20,31 @@ from paceline.worker.session import Session
 from paceline_core.launch import Launch, Role
 from paceline_core.spec import TrainingSpec
 
+from .conftest import eventually
+
 ID = "5a" * 16
 GARBAGE, STEPS = 10_000, 30
 
 
-def launch(role: Role, address: str = "127.0.0.1:1", strategy: str = "Synchronous", **more: object) -> Launch:
+def launch(
+    role: Role,
+    addresses: str = "127.0.0.1:1",
+    strategy: str = "Synchronous",
+    workers: int = 1,
+    shards: int = 1,
+    ordinal: int = 0,
+    **more: object,
+) -> Launch:
+    container = {"name": "trainer", "command": ["x"]}
     spec = {
         "topology": "ParameterServer",
-        "parameterServer": {"strategy": strategy},
-        "workers": {"replicas": 1, "template": {"spec": {"containers": [{"name": "trainer", "command": ["x"]}]}}},
+        "parameterServer": {"strategy": strategy, "replicas": shards},
+        "workers": {"replicas": workers, "template": {"spec": {"containers": [container]}}},
         "gradients": {"bucketMib": 0.01, "timeoutSeconds": 20},
-        "security": {"transport": "Insecure"},
+        "security": {"transport": "TLS" if "tls" in more else "Insecure"},
     }
-    return Launch(role, 0, "test", ID, TrainingSpec.model_validate(spec), (address,), **more)  # type: ignore[arg-type]
+    servers = tuple(addresses.split(","))
+    return Launch(role, ordinal, "test", ID, TrainingSpec.model_validate(spec), servers, **more)  # type: ignore[arg-type]
 
 
 class Served:
@@ -65,11 +79,11 @@ def served() -> Iterator[Served]:
 class Trainee:
     """A worker in this thread."""
 
-    def __init__(self, address: str, width: int = 80, **more: object) -> None:
+    def __init__(self, addresses: str, width: int = 80, **more: object) -> None:
         torch.manual_seed(1)
         self.model = torch.nn.Sequential(torch.nn.Linear(40, width), torch.nn.BatchNorm1d(width))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
-        worker = launch(Role.WORKER, address, **more)
+        worker = launch(Role.WORKER, addresses, **more)
         self.session = Session(worker, self.model, self.optimizer, Measuring.of(worker), None)
 
     def steps(self, numbers: range) -> None:
@@ -83,8 +97,8 @@ class Trainee:
         """As a process that is killed: connections end without a word."""
         self.session.reporter._stop.set()
         for channel in (self.session.reporter._channel, *(lane._channel for lane in self.session._lanes)):
-            assert channel is not None
-            channel.close()
+            if channel is not None:
+                channel.close()
 
     def weights(self) -> dict[str, torch.Tensor]:
         self.session.leave()
@@ -136,6 +150,59 @@ def test_random_bytes_change_nothing(served: Served) -> None:
     assert refused(served) > 0.9 * GARBAGE
     assert served.thread.is_alive()
     train(served.address, 2)
+
+
+def client_hello() -> bytes:
+    """The first bytes of a TLS client."""
+    context = ssl.create_default_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="server.paceline")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def send_over_tls(address: str, data: bytes, credentials: Path | None) -> None:
+    """Send bytes as a client that asks nobody who they are; return when the server has closed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if credentials:
+        context.load_cert_chain(credentials / "cert.pem", credentials / "key.pem")
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        try:
+            with context.wrap_socket(connection) as secure:
+                secure.sendall(data)
+                assert secure.recv(1) == b"", "nothing is answered"
+        except (ssl.SSLError, ConnectionError):
+            pass  # it refuses, in the handshake or after it
+
+
+def test_garbage_at_a_tls_port_changes_nothing(tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        paceline_credentials.write(tmp_path / name, "test")
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance, hello = random.Random(seed), client_hello()
+    conversations, _ = recorded(steps=2, width=4)
+    server = Served(tls=str(tmp_path / "ours/server"))
+    garbage = [b"".join(frames) for frames in conversations]  # a whole training, but not over TLS
+    for number in range(GARBAGE // 10):
+        data = bytearray(chance.randbytes(chance.randrange(1, 200)) if number % 2 else hello)
+        data[chance.randrange(len(data))] = chance.randrange(256)
+        garbage.append(bytes(data[: chance.randrange(1, len(data) + 1)]))
+    for data in garbage:
+        send(server.address, data)
+    for credentials in (None, tmp_path / "theirs/worker", tmp_path / "theirs/server"):
+        for data in (conversations[0][0], chance.randbytes(100)):
+            send_over_tls(server.address, data, credentials)
+    assert (server.service.roll.signature, server.service.roll.here) == (None, set())
+    eventually(lambda: refused(server) == len(garbage) + 6)
+    trainee = Trainee(server.address, width=4, tls=str(tmp_path / "ours/worker"))
+    trainee.steps(range(2))
+    trainee.weights()
+    server.stop()
+    assert (server.error, server.service.aggregator.version) == (None, 2)
 
 
 class Cutting:

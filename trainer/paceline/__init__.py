@@ -64,14 +64,14 @@ def shard(loader: Iterable[Any]) -> Any:
 
 def rank() -> int:
     """This worker's number, from 0."""
-    training = _training()
-    return training.launch.ordinal if training else 0
+    launch = _launch()
+    return launch.ordinal if launch else 0
 
 
 def world_size() -> int:
     """How many workers there are."""
-    training = _training()
-    return training.launch.world_size if training else 1
+    launch = _launch()
+    return launch.world_size if launch else 1
 
 
 def no_sync() -> AbstractContextManager[None]:
@@ -94,9 +94,16 @@ def report(**values: Any) -> None:
 
 
 @cache
-def _training() -> "Training | None":
+def _launch() -> Launch | None:
+    """What this process was told, if it is a worker or was started by one."""
     launch = Launch.from_environment(os.environ)
-    if launch is None or launch.role is not Role.WORKER:
+    return launch if launch is not None and launch.role is Role.WORKER else None
+
+
+@cache
+def _training() -> "Training | None":
+    launch = _launch()
+    if launch is None:
         return None
     from paceline.worker.training import Training
 

@@ -2,12 +2,18 @@
 
 import json
 import traceback
+from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paceline_core.errors import PeerLost
 
-TRACEBACK_LIMIT = 3000  # characters; Kubernetes keeps 4096 bytes of a termination message
+KEPT_BYTES = 4096  # of a termination message, by the kubelet: its end, so that a longer one is no JSON any more
+TEXT_LIMIT = 3000  # characters
+LIBRARIES = ("gloo", "nccl")
+BROKEN = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited", "aborted")
+TOO_LATE = ("timed out", "timing out", "timeout")
 
 
 def describe(error: BaseException) -> dict[str, str | bool]:
@@ -15,23 +21,35 @@ def describe(error: BaseException) -> dict[str, str | bool]:
     text = "".join(traceback.format_exception(error))
     return {
         "kind": type(error).__name__,
-        "message": str(error)[:TRACEBACK_LIMIT],
-        "traceback": text[-TRACEBACK_LIMIT:],
-        "victim": isinstance(error, PeerLost) or _broken_ring(error),
+        "message": str(error)[:TEXT_LIMIT],
+        "traceback": text[-TEXT_LIMIT:],
+        "victim": isinstance(_behind(error), PeerLost) or broken_ring(error),
     }
 
 
-def _broken_ring(error: BaseException) -> bool:
-    """Whether torch.distributed complains that another process has gone; it has no exception of its own for gloo."""
-    text = str(error)
-    gone = any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
-    return isinstance(error, RuntimeError) and gone and ("gloo" in text or "nccl" in text.lower())
+def broken_ring(error: BaseException) -> bool:
+    """Whether torch.distributed complains of another process; it has no exception of its own for that."""
+    return _of_a_library(error, (*BROKEN, *TOO_LATE))
+
+
+def too_late(error: BaseException) -> bool:
+    """Whether torch.distributed waited for another process for too long."""
+    return _of_a_library(error, TOO_LATE)
 
 
 def write_summary(summary: dict[str, Any], path: str | None) -> None:
-    """Leave how the training ended where its failure would stand: the operator reads it from the ended pod."""
-    if path is not None:
-        Path(path).write_text(json.dumps({"summary": summary}))
+    """Leave how the training ended where its failure would stand: the operator reads it from the ended pod.
+
+    Of what the script reported it holds as many values as fit.
+    """
+    if path is None:
+        return
+    reported = list(summary["reported"].items())
+
+    def text(count: int) -> str:
+        return json.dumps({"summary": {**summary, "reported": dict(reported[:count])}})
+
+    Path(path).write_text(text(_most_that_fit(len(reported), text)))
 
 
 def write(error: BaseException, path: str | None) -> None:
@@ -42,6 +60,37 @@ def write(error: BaseException, path: str | None) -> None:
     try:
         if described["victim"] and Path(path).is_file() and Path(path).stat().st_size:
             return  # another process of this pod told its own reason
-        Path(path).write_text(json.dumps(described))
+        Path(path).write_text(_fitting(described))
     except OSError as problem:
         error.add_note(f"the failure file could not be written: {problem}")
+
+
+def _behind(error: BaseException) -> BaseException:
+    """The error that the script caught, when it ended itself because of it."""
+    return error.__context__ if isinstance(error, SystemExit) and error.__context__ is not None else error
+
+
+def _of_a_library(error: BaseException, words: tuple[str, ...]) -> bool:
+    behind = _behind(error)
+    text = str(behind).lower()
+    told = any(name in text for name in LIBRARIES) and any(each in text for each in words)
+    return isinstance(behind, RuntimeError) and told
+
+
+def _fitting(described: dict[str, str | bool]) -> str:
+    """As JSON that Kubernetes keeps whole: the traceback is cut first, at its start, then the end of the message."""
+    trace, message = str(described["traceback"]), str(described["message"])
+
+    def shorter_trace(count: int) -> str:
+        return json.dumps({**described, "traceback": trace[len(trace) - count :]})
+
+    def shorter_message(count: int) -> str:
+        return json.dumps({**described, "traceback": "", "message": message[:count]})
+
+    count = _most_that_fit(len(trace), shorter_trace)
+    return shorter_trace(count) if count else shorter_message(_most_that_fit(len(message), shorter_message))
+
+
+def _most_that_fit(most: int, text: Callable[[int], str]) -> int:
+    """The greatest count, up to `most`, whose text is kept whole; 0 if none is. The texts are of ASCII alone."""
+    return max(0, bisect_right(range(most + 1), KEPT_BYTES, key=lambda count: len(text(count))) - 1)

@@ -115,8 +115,7 @@ class Fleet:
         """This process's environment, with our Python first, unbuffered output and the thread budget."""
         own = {"PATH": search_path(), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)}
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PACELINE_")}
-        given = {v.name: v.value for v in self.request.container.env} if role is Role.WORKER else {}
-        return inherited | own | given
+        return inherited | own | (self.request.variables if role is Role.WORKER else {})
 
     def _launch(self, role: Role, ordinal: int, failure: Path) -> Launch:
         name, request = f"{role}-{ordinal}", self.request

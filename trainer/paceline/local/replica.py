@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline_core.errors import SpecError
+
 TAIL_LINES = 15
 ShowLine = Callable[[str, str], None]
 
@@ -29,7 +31,10 @@ class Start:
 
 
 class Replica:
-    """A running process. `ended` is when it was seen to have ended (time.monotonic)."""
+    """A running process. `ended` is when it was seen to have ended (time.monotonic).
+
+    Raises SpecError when the system does not start it.
+    """
 
     def __init__(self, start: Start, show: ShowLine) -> None:
         self.name, self._start, self._show = start.name, start, show
@@ -37,16 +42,7 @@ class Replica:
         self.stopped_by_us = False
         self.log_problem: OSError | None = None
         self._log = start.log.open("wb")
-        self.process = subprocess.Popen(
-            list(start.command),
-            env=dict(start.environment),
-            cwd=start.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=start.descriptors,
-            start_new_session=True,
-        )
+        self.process = _process(start)
         self._reader = threading.Thread(target=self._read, name=f"output-{self.name}", daemon=True)
         self._reader.start()
 
@@ -124,3 +120,19 @@ class Replica:
             self._log.flush()
         except OSError as error:
             self.log_problem = error  # the run ends because of it, but the output is still read
+
+
+def _process(start: Start) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            list(start.command),
+            env=dict(start.environment),
+            cwd=start.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=start.descriptors,
+            start_new_session=True,
+        )
+    except OSError as error:  # it is no program, or its first line names none
+        raise SpecError([f"{start.command[0]!r} cannot be run: {error.strerror}"]) from error

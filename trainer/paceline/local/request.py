@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,6 +41,16 @@ class Request:
         return [*self.container.command, *self.container.args]
 
     @property
+    def variables(self) -> dict[str, str]:
+        """What the file sets in the workers' environment; a value that only a cluster knows is left out."""
+        return {v.name: v.value for v in self.container.env if v.name not in self.unknown_variables}
+
+    @property
+    def unknown_variables(self) -> list[str]:
+        """Names of the variables whose values a cluster would look up."""
+        return [v.name for v in self.container.env if "valueFrom" in (v.model_extra or {})]
+
+    @property
     def working_folder(self) -> Path:
         """Where the workers run."""
         return Path(self.container.working_dir or ".").resolve()
@@ -64,9 +73,9 @@ def check(request: Request) -> None:
         raise SpecError([f"{request.file}: {text}" for text in wrong])
 
 
-def cluster_only(training: DistributedTraining) -> list[str]:
+def cluster_only(request: Request) -> list[str]:
     """Fields that are set but mean nothing on one machine."""
-    spec, out = training.spec, []
+    spec, out = request.training.spec, []
     policy = spec.run_policy.model_fields_set
     for name, field_name in (
         ("backoff_limit", "backoffLimit"),
@@ -79,6 +88,8 @@ def cluster_only(training: DistributedTraining) -> list[str]:
         out.append("spec.parameterServer.template")
     if len(spec.workers.template.spec.containers) > 1:
         out.append("further containers of spec.workers.template")
+    if request.unknown_variables:
+        out.append(f"valueFrom of the variables {', '.join(request.unknown_variables)}")
     return out
 
 
@@ -108,9 +119,9 @@ def _command_problems(request: Request) -> list[str]:
     folder, command = request.working_folder, request.command
     if not folder.is_dir():
         return [f"{where}: workingDir {folder} does not exist"]
-    program = shutil.which(command[0], path=search_path())
-    if program is None and not (folder / command[0]).is_file():
-        return [f"{where}: there is no program {command[0]!r}"]
+    problem = _program_problem(command[0], folder, request.variables.get("PATH", search_path()))
+    if problem is not None:
+        return [f"{where}: {problem}"]
     if not Path(command[0]).name.startswith("python"):
         return []
     arguments = command[1:]
@@ -121,6 +132,20 @@ def _command_problems(request: Request) -> list[str]:
     if arguments and not arguments[0].startswith("-") and not (folder / arguments[0]).is_file():
         return [f"{where}: there is no script {arguments[0]!r} in {folder}"]
     return []
+
+
+def _program_problem(name: str, folder: Path, path: str) -> str | None:
+    """Why a program is not found, or may not be executed, in the places where the system looks: as `execvpe` does."""
+    places = [folder / name] if "/" in name else [folder / each / name for each in path.split(os.pathsep)]
+    if any(p.is_file() and os.access(p, os.X_OK) for p in places):
+        return None
+    found = next((p for p in places if p.exists()), None)
+    if found is None:
+        hint = f" on PATH; for the one in the folder write './{name}'" if (folder / name).is_file() else ""
+        return f"there is no program {name!r}{hint}"
+    if found.is_dir():
+        return f"{name!r} is a folder"
+    return f"{name!r} may not be executed: chmod +x it, or write what runs it before it, as in [sh, {name}]"
 
 
 def _has_module(name: str, folder: Path) -> bool:

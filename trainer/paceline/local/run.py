@@ -28,6 +28,7 @@ POLL_SECONDS = 0.5
 SETTLE_SECONDS = 1.5  # after the first failure, for others that failed by themselves
 SERVER_END_SECONDS = 60.0  # after the last worker
 EXIT = {"Succeeded": 0, "Failed": 1, "Interrupted": 130}
+BAD_INPUT = 2
 NEVER_JOINED = "ended without ever calling paceline.distribute(): add the call to the script"
 
 
@@ -37,7 +38,7 @@ def run(request: Request, display: Display) -> int:
     _make_folder(request)
     fleet = Fleet(request)
     display.start(_info(request, fleet))
-    ignored = cluster_only(request.training)
+    ignored = cluster_only(request)
     if ignored:
         display.note(f"has no meaning on one machine: {', '.join(ignored)}")
     hurry = Hurry()
@@ -47,6 +48,9 @@ def run(request: Request, display: Display) -> int:
         _write_endpoints(request, fleet)
         fleet.start(display.line)
         watch.until_end()
+    except SpecError as error:  # found out by trying
+        display.failure(_own_failure("paceline", str(error)))
+        return BAD_INPUT
     finally:
         fleet.close()
     return watch.conclude()

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import resource
 import signal
 import sys
 
@@ -20,6 +21,7 @@ def main() -> int:
     launch = Launch.from_environment(os.environ)
     if launch is None or launch.role is Role.WORKER:
         raise LaunchError("a server is started by `paceline run` or by the operator, not by hand")
+    _open_more_files()
     try:
         service = _service(launch)
         signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
@@ -34,6 +36,15 @@ def main() -> int:
             return 1
         raise
     return 0
+
+
+def _open_more_files() -> None:
+    """Take as many connections as the system allows; by default a process has only 1024 open files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # macOS allows less than it says
 
 
 def _compact_heap() -> None:

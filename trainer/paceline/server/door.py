@@ -1,5 +1,6 @@
 """The door: takes connections, learns who is there, and gives each its own thread. Strangers are counted."""
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from paceline_core.errors import PacelineError, PeerLost, ProtocolError
 from paceline_core.launch import Launch
 
 Handler = Callable[[Channel, Header, dict[str, Any]], None]
+PAUSE_SECONDS = 0.1  # when there are too many connections, before the next is taken
+log = logging.getLogger("paceline")
 
 
 class Door:
@@ -30,12 +33,12 @@ class Door:
         self._channels: set[Channel | None] = set()
         self._lock = threading.Lock()
         self._refusal: PacelineError | None = None
+        self._closing = threading.Event()
 
     @property
     def address(self) -> str:
         """Where the door is, as `host:port`."""
-        host, port = self._listener.getsockname()[:2]
-        return f"{host}:{port}"
+        return endpoint.address_of(self._listener)
 
     def open(self) -> None:
         """Start to accept."""
@@ -48,6 +51,7 @@ class Door:
 
     def close(self) -> None:
         """Accept nobody any more and end every connection."""
+        self._closing.set()
         try:
             self._listener.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -62,12 +66,24 @@ class Door:
                     channel.close()
 
     def _accept(self) -> None:
+        said = ""
         while True:
             try:
-                raw, _ = self._listener.accept()
-            except OSError:
-                return  # closed
+                self._admit()
+            except (OSError, RuntimeError) as error:  # closed; or no more files or threads, until others go
+                if self._closing.wait(PAUSE_SECONDS):
+                    return
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("connections have to wait: %s", said)
+
+    def _admit(self) -> None:
+        raw, _ = self._listener.accept()
+        try:
             threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
+        except RuntimeError:
+            raw.close()
+            raise
 
     def _serve(self, raw: socket.socket) -> None:
         channel = None

@@ -50,12 +50,18 @@ class Reports:
             elif header.kind is Kind.CLOCK:
                 channel.send_json(Header(Kind.VALUE, channel.training), {"time": time.time()})
             elif header.kind is Kind.LEAVE:
-                self._aggregator.state(worker, "finished")
-                channel.send_json(Header(Kind.READY, channel.training), {})
-                self._left(worker, header.incarnation)
-                self._roll.leave(worker)
+                self._take_leave(channel, worker, header.incarnation)
             else:
                 raise ProtocolError("unexpected", f"{header.kind.name} on a report connection")
+
+    def _take_leave(self, channel: Channel, worker: int, incarnation: int) -> None:
+        newest = self._roll.is_newest(worker, incarnation)
+        if newest:
+            self._aggregator.state(worker, "finished")
+        channel.send_json(Header(Kind.READY, channel.training), {})
+        if newest:
+            self._left(worker, incarnation)
+            self._roll.leave(worker, incarnation)
 
     def _count(self, worker: int, value: dict[str, Any]) -> None:
         try:

@@ -42,8 +42,10 @@ class Roll:
         return self.signature
 
     def connected(self, worker: int, incarnation: int) -> None:
-        """A connection of this worker was opened."""
+        """A connection of this worker was opened. A new incarnation has not left, whatever became of the one before."""
         with self.changed:
+            if incarnation > self.incarnations.get(worker, 0):
+                self.left.discard(worker)
             self.incarnations[worker] = max(incarnation, self.incarnations.get(worker, 0))
             self.lost.pop(worker, None)
             self._open[worker] += 1
@@ -58,11 +60,17 @@ class Roll:
             if self._open[worker] == 0 and worker not in self.left:
                 self._gone[worker] = time.monotonic()
 
-    def leave(self, worker: int) -> None:
-        """This worker is done."""
+    def is_newest(self, worker: int, incarnation: int) -> bool:
+        """Whether no other process has taken the place of this one."""
         with self.changed:
-            self.left.add(worker)
-            self.changed.notify_all()
+            return incarnation >= self.incarnations.get(worker, 0)
+
+    def leave(self, worker: int, incarnation: int) -> None:
+        """This worker is done, unless another process has taken its place meanwhile."""
+        with self.changed:
+            if self.is_newest(worker, incarnation):
+                self.left.add(worker)
+                self.changed.notify_all()
 
     def overdue(self) -> list[int]:
         """Workers whose time of grace is over; each is named once."""

@@ -190,7 +190,7 @@ class ParameterService:
         if self.lanes.executor:
             self.lanes.executor.order(actions)
         if isinstance(event, Left) and not self.first:
-            self.roll.leave(event.worker)
+            self.roll.leave(event.worker, event.incarnation)
 
     def _count_applied(self, action: Apply) -> None:
         delays = {p.worker: action.version - 1 - p.version for p in action.pushes}

@@ -15,6 +15,7 @@ from typing import Any
 from paceline import metrics
 from paceline.server.aggregator import Aggregator
 from paceline.server.door import Door
+from paceline.server.inquiry import Inquiry
 from paceline.server.reports import Reports
 from paceline.server.roll import Roll, lost
 from paceline.trace import Trace
@@ -106,8 +107,10 @@ class Coordinator:
         self.roll = Roll(launch.world_size, self.patience)
         self.keys = Keys(self.roll)
         self.aggregator = Aggregator(launch, self.metrics)
+        self.inquiry = Inquiry(launch, self.roll)
         reports = Reports(self.roll, self.aggregator, lambda *_: None, self.roll.fail)
-        self.door = Door(launch, {"report": reports.serve, "store": self._store}, self.metrics)
+        handlers = {"report": reports.serve, "store": self._store, "inquiry": self.inquiry.serve}
+        self.door = Door(launch, handlers, self.metrics)
 
     def run(self) -> None:
         """Serve until every worker has left. Raises what made the training fail."""
@@ -120,7 +123,7 @@ class Coordinator:
                 if self.roll.failure:
                     raise self.roll.failure
                 for worker in self.roll.overdue():
-                    raise lost(worker)
+                    raise PeerLost(self.inquiry.verdict) if self.inquiry.verdict else lost(worker)
                 self.metrics.set(metrics.CONNECTED, self.roll.connected_workers())
         except (PeerLost, OSError) as error:
             self.roll.fail(error)
@@ -145,12 +148,12 @@ class Coordinator:
                 header = channel.header(idle=True)
                 if header.kind is not Kind.STORE:
                     raise ProtocolError("unexpected", f"{header.kind.name} on a store connection")
-                value = self._operate(channel.json(header))
+                value = self._operate(hello.worker, channel.json(header))
                 channel.send_json(Header(Kind.VALUE, channel.training), {"value": value})
         finally:
             self.roll.disconnected(hello.worker)
 
-    def _operate(self, ask: dict[str, Any]) -> str | int | bool | None:
+    def _operate(self, worker: int, ask: dict[str, Any]) -> str | int | bool | None:
         try:
             timeout = min(float(ask.get("timeout", self.patience)), self.patience)
             keys = self.keys
@@ -174,6 +177,9 @@ class Coordinator:
                     return keys.delete(str(ask["key"]))
                 case "count":
                     return keys.count()
+                case "broken":
+                    self.inquiry.broken(worker, int(ask["step"]), bool(ask["too_late"]))
+                    return None
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError("bad_payload", f"a STORE that cannot be read: {error}") from error
         raise ProtocolError("bad_payload", f"unknown operation {ask['op']!r}")

@@ -43,6 +43,7 @@ class Kind(IntEnum):
     STORE = 16  # worker -> coordinator, JSON: an operation on the store
     VALUE = 17  # server 0 or coordinator -> worker, JSON: its result
     CLOCK = 18  # worker -> server 0 or coordinator: what time is it? A VALUE answers
+    WAITING = 19  # coordinator -> worker: do you wait for others? The same back, JSON: in which step
 
 
 BULK = {Kind.INITIAL, Kind.PUSH, Kind.PARAMETERS, Kind.STATICS}

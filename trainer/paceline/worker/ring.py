@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline import metrics, weights
+from paceline import failure, metrics, weights
 from paceline.worker.describe import describe, trained_parameters
 from paceline.worker.links import Links, sockets
 from paceline.worker.measuring import Measuring
@@ -25,6 +25,8 @@ from paceline.worker.record import LastStep, Record
 from paceline.worker.reporter import Reporter
 from paceline.worker.steps import Steps
 from paceline.worker.store import WireStore
+from paceline.worker.witness import Witness
+from paceline_core.errors import PacelineError
 from paceline_core.launch import Launch, Slowed
 
 
@@ -78,6 +80,7 @@ class Ring:
         backend = _backend(launch, device)
         self._store = _join(launch, backend)
         self._links = Links(sockets() - before, self._waits)
+        self._witness = Witness(launch, self._waits_in)
         measuring.describe(device, backend.lower(), launch.node)
         self.model = Replica(
             model,
@@ -111,6 +114,19 @@ class Ring:
         self.reporter.leave()
         dist.destroy_process_group()
         self._store.close()
+        self._witness.close()
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What to tell of an error that ended the script: of a broken ring, who broke it, if that can be found out."""
+        if not failure.broken_ring(error):
+            return error
+        try:
+            self._store.broken(self._number + 1, failure.too_late(error))
+        except PacelineError as named:
+            if named.from_peer:
+                named.__cause__ = error
+                return named.with_traceback(None)
+        return error
 
     def _forward(self, *_: Any) -> None:
         if torch.is_grad_enabled():
@@ -140,6 +156,10 @@ class Ring:
         """Whether this worker has done its own part of the step, and waits for the sum of all gradients."""
         return self.clock.phase == "backward" and self.observer.all_ready
 
+    def _waits_in(self) -> int:
+        """The step in which this worker waits for others' gradients, or for worker 0's buffers; 0: it does not wait."""
+        return self._number + 1 if self._waits() or self.clock.phase == "wait" else 0
+
 
 def _backend(launch: Launch, device: torch.device) -> str:
     asked = launch.spec.all_reduce.backend if launch.spec.all_reduce else "Auto"
@@ -150,6 +170,7 @@ def _join(launch: Launch, backend: str) -> WireStore:
     if launch.servers[0].startswith("127.0.0.1:"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = WireStore(launch)
+    store.meet()
     dist.init_process_group(
         backend.lower(),
         store=store,

@@ -62,6 +62,20 @@ class WireStore(dist.Store):  # type: ignore[name-defined,misc]
         """How many keys there are."""
         return int(self._ask({"op": "count"}))
 
+    def meet(self) -> None:
+        """Wait until every worker is here: a start may take longer than torch waits, which is as long as for gradients.
+
+        Raises PeerLost, naming those that did not come.
+        """
+        if self.add("paceline/here", 1) == self._launch.world_size:
+            self.set("paceline/all-here", "")
+        self.wait(["paceline/all-here"])
+
+    def broken(self, step: int, too_late: bool) -> None:
+        """Tell that the ring broke in this step. Raises PeerLost, naming who did it, if the coordinator finds out."""
+        self._channel.patience(MARGIN_SECONDS)
+        self._ask({"op": "broken", "step": step, "too_late": too_late})
+
     def close(self) -> None:
         """End the connection."""
         self._channel.close()

@@ -11,6 +11,7 @@ import torch
 
 from paceline import failure, metrics
 from paceline.web import serve
+from paceline.worker.exits import Exits
 from paceline.worker.measuring import Measuring
 from paceline.worker.patch import replace_step
 from paceline.worker.record import LastStep
@@ -36,7 +37,8 @@ class Training:
         self._repeats = launch.spec.asynchronous and on_stale is OnStale.RECOMPUTE
         self._web = serve(launch.metrics, self._measuring.metrics, {"/trace": self._measuring.trace.to_json})
         self._excepthook, sys.excepthook = sys.excepthook, self._crashed
-        atexit.register(self._leave)
+        self._exits = Exits()
+        atexit.register(self._end)
 
     def begin(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, total_steps: int | None
@@ -84,14 +86,29 @@ class Training:
             raise UsageError("call paceline.distribute() before paceline.no_sync()")
         return self._side.no_sync()
 
-    def _crashed(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def _crashed(self, _: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
         self._failed = True
-        failure.write(error, self.launch.termination_log)
-        self._excepthook(kind, error, trace)
+        told = self._explain(error)
+        failure.write(told, self.launch.termination_log)
+        self._excepthook(type(told), told, told.__traceback__)
 
-    def _leave(self) -> None:
+    def _end(self) -> None:
+        """The script has ended. Only when it ended well does this worker say goodbye."""
+        asked = self._exits.failed()
+        if asked is not None:
+            self._give_up(asked)
         if self._side is not None and not self._failed:
             self._measuring.trace.write(self.launch.output)
             self._side.leave()
         if self.brake.part is Slowed.DATA and not self.brake.used:
             log.warning("--slow data: had no effect, because the data did not come through paceline.shard()")
+
+    def _give_up(self, asked: SystemExit) -> None:
+        """The script ended itself as failed: tell its own words, or else the error that it caught."""
+        self._failed = True
+        told = asked if isinstance(asked.code, str) else asked.__context__
+        if told is not None:  # the exit code alone is told by the parent
+            failure.write(self._explain(told), self.launch.termination_log)
+
+    def _explain(self, error: BaseException) -> BaseException:
+        return self._side.explain(error) if isinstance(self._side, Ring) else error

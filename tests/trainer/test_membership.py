@@ -1,0 +1,129 @@
+"""Who is here, who has left, and who took whose place."""
+
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from paceline.server.roll import Roll
+from paceline_core.errors import PeerLost
+
+from .conftest import Run
+from .test_failures import with_line
+from .test_wire import Served, Trainee
+
+
+def rolled(*connected: tuple[int, int]) -> Roll:
+    """A roll of two workers, on which these, each with its incarnation, have connected."""
+    roll = Roll(2, patience=5, replaced=True)
+    for worker, incarnation in connected:
+        roll.connected(worker, incarnation)
+    return roll
+
+
+def test_a_worker_that_took_the_place_of_one_that_left_is_served_to_its_end() -> None:
+    roll = rolled((0, 0), (1, 0))
+    roll.leave(1, 0)
+    roll.connected(1, 9)
+    roll.leave(0, 0)
+    assert not roll.finished()
+    roll.leave(1, 9)
+    assert roll.finished()
+
+
+def test_a_goodbye_that_comes_late_is_not_that_of_the_new_worker() -> None:
+    roll = rolled((0, 0), (1, 0), (1, 9))
+    roll.leave(0, 0)
+    roll.leave(1, 0)
+    assert not roll.finished()
+
+
+def test_a_goodbye_over_a_new_connection_holds() -> None:
+    roll = rolled((0, 0), (1, 3))
+    roll.leave(1, 3)
+    roll.connected(1, 3)
+    roll.leave(0, 0)
+    assert roll.finished()
+
+
+@pytest.fixture(params=[1, 2])
+def shards(request: pytest.FixtureRequest) -> Iterator[list[Served]]:
+    asked = {"strategy": "Asynchronous", "replaced": True, "workers": 2, "shards": request.param}
+    servers = [Served(**asked)]
+    if request.param == 2:
+        servers.append(Served(addresses=servers[0].address, ordinal=1, **asked))
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def test_no_shard_ends_under_a_worker_that_took_the_place_of_another(shards: list[Served]) -> None:
+    addresses = ",".join(s.address for s in shards)
+
+    def worker(ordinal: int, incarnation: int = 0) -> Trainee:
+        asked = {"strategy": "Asynchronous", "workers": 2, "shards": len(shards), "ordinal": ordinal}
+        return Trainee(addresses, width=4, incarnation=incarnation, **asked)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(worker, range(2))
+    for each in (first, second):
+        each.steps(range(2))
+    second.weights()  # its script ended well, but its pod was evicted, say, and is made anew
+    third = worker(1, incarnation=9)
+    third.steps(range(2))
+    first.weights()
+    assert shards[0].service.aggregator.workers[1].state == "training"
+    third.steps(range(2, 30))
+    third.weights()
+    for shard in shards:
+        shard.thread.join(20)
+        assert not shard.thread.is_alive()
+        assert shard.error is None
+    assert shards[0].service.aggregator.version == 34
+
+
+def test_the_others_of_a_synchronous_training_are_told_who_went_without_a_goodbye(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("paceline.server.roll.GRACE_SECONDS", 0.0)
+    server = Served(workers=2)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda w: Trainee(server.address, width=4, workers=2, ordinal=w), range(2))
+    second.vanish()
+    with pytest.raises(PeerLost, match="worker-1 was lost: its connections broke"):
+        first.steps(range(1))
+    first.vanish()
+    server.stop()
+
+
+EXITS = with_line("STEP", "if paceline.rank() == 1 and step == 3: import sys; sys.exit(CODE)")
+CRASHES = with_line("STEP", "if paceline.rank() == 1 and step == 3: raise ValueError('only me')")
+CAUGHT = f"""
+import sys
+try:
+{textwrap.indent(CRASHES, "    ")}
+except Exception as error:
+    sys.exit(CODE)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "strategy", "code", "message"),
+    [
+        (EXITS, "Synchronous", "3", "worker-1: exited with code 3"),
+        (EXITS, "AllReduce", "3", "worker-1: exited with code 3"),
+        (EXITS, "Synchronous", "'no data'", "worker-1: SystemExit: no data"),
+        (CAUGHT, "Synchronous", "1", "worker-1: ValueError: only me"),
+        (CAUGHT, "AllReduce", "1", "worker-1: ValueError: only me"),
+        (CAUGHT, "AllReduce", "f'failed: {error}'", "worker-1: SystemExit: failed: only me"),
+    ],
+)
+def test_a_script_that_ends_itself_as_failed_has_not_left(
+    run: Run, script: str, strategy: str, code: str, message: str
+) -> None:
+    outcome = run(script.replace("CODE", code), strategy=strategy)
+    assert outcome.code == 1, outcome.output
+    assert message in outcome.output
+    assert outcome.result["version"] <= 3, "the others went on without it"
