@@ -36,9 +36,8 @@ from paceline.worker import clock, observer, steps
 clock.PhaseClock.enter = lambda self, phase, at=None: None
 observer.Observer._forward = observer.Observer._forward_done = lambda self, *_: None
 observer.Observer.gradient_ready = lambda self, _: None
-steps.Steps.finish = lambda self, number, last, latency, sending=0.0: setattr(self, "last", last)
+steps.Steps.finish = lambda self, number, last, latency, traffic, sending=0.0: setattr(self, "last", last)
 steps.Steps.look_at = lambda self, parameters: None
-steps.Steps.count_bytes = lambda self, direction, total: None
 """
 
 

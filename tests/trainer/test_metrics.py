@@ -21,7 +21,7 @@ MARKS = [(phase, 10.0 + index) for index, phase in enumerate(PHASES)]
 
 def row(**more: object) -> Row:
     step = Step(MARKS, 10.0 + len(PHASES))
-    return replace(Row(7, step, LastStep(7, 0, True, ""), 0.02, DeviceClock(), {}), **more)
+    return replace(Row(7, step, LastStep(7, 0, True, ""), 0.02, (30, 40), DeviceClock(), {}), **more)
 
 
 def samples(made: Instruments) -> dict[str, float]:
@@ -36,7 +36,7 @@ def value(made: Instruments, name: str, **labels: str) -> float:
 
 def recorded(level: Level, *rows: Row) -> Instruments:
     made = metrics.of_worker("t", 3, level)
-    record = Record(made, DeviceClock())
+    record = Record(made, DeviceClock(), 80)
     for each in rows or (row(),):
         assert each.settle()
         record.step(each)
@@ -47,10 +47,7 @@ def recorded(level: Level, *rows: Row) -> Instruments:
 @pytest.mark.parametrize(("level", "most"), [(Level.DETAILED, 46), (Level.STANDARD, 17), (Level.AGGREGATED, 0)])
 def test_a_worker_keeps_to_its_budget_of_series(level: Level, most: int) -> None:
     made = recorded(level)
-    for direction in ("sent", "received"):
-        made.add(metrics.BYTES, 1, direction)
-    for each in (metrics.SAMPLES, metrics.RAW_BYTES):
-        made.add(each)
+    made.add(metrics.SAMPLES)
     for each in (metrics.NORM, metrics.LOSS, metrics.CLOCK_OFFSET):
         made.set(each, 1)
     assert len(samples(made)) <= most
@@ -74,13 +71,22 @@ def test_a_wait_in_which_it_still_sent_is_sending() -> None:
 
 def test_what_is_no_number_is_counted_and_not_shown() -> None:
     made = recorded(Level.DETAILED, row(norm=math.nan), row(norm=2.0))
-    record = Record(made, DeviceClock())
+    record = Record(made, DeviceClock(), 80)
     for loss in (1.5, math.inf, math.nan):
         record.reported({"loss": loss})
     assert value(made, "paceline_worker_gradient_norm") == 2.0
     assert value(made, "paceline_worker_loss") == 1.5
     assert value(made, "paceline_worker_nonfinite_total", where="gradient") == 1
     assert value(made, "paceline_worker_nonfinite_total", where="loss") == 2
+
+
+def test_bytes_are_counted_through_a_connection_made_anew() -> None:
+    made = recorded(
+        Level.DETAILED, row(traffic=(10, 20)), row(traffic=(30, 50)), row(traffic=(5, 60)), row(traffic=(9, 61))
+    )
+    assert value(made, "paceline_worker_gradient_bytes_total", direction="sent") == 34
+    assert value(made, "paceline_worker_gradient_bytes_total", direction="received") == 61
+    assert value(made, "paceline_worker_gradient_raw_bytes_total") == 320
 
 
 class LateClock(DeviceClock):

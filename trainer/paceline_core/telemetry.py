@@ -21,7 +21,7 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone: they are looked up many times a second
 class Metric:
     """One metric: a counter's name ends with `_total`; `labels` are those beside the constant ones of its owner."""
 

@@ -35,6 +35,7 @@ class Row:
     step: Step
     last: LastStep
     latency: float  # seconds
+    traffic: tuple[int, int]  # payload bytes sent and received so far
     device: DeviceClock
     marks: Marks
     sending: float = 0.0  # share of the wait in which this worker was still sending
@@ -60,8 +61,9 @@ class Row:
 class Record:
     """Counts steps into the worker's metrics."""
 
-    def __init__(self, instruments: Instruments, device: DeviceClock) -> None:
-        self._metrics, self._device = instruments, device
+    def __init__(self, instruments: Instruments, device: DeviceClock, gradient_bytes: int) -> None:
+        self._metrics, self._device, self._gradient_bytes = instruments, device, gradient_bytes
+        self._traffic = (0, 0)
 
     def step(self, row: Row) -> dict[str, Any]:
         """Count a settled step; gives it as it is sent."""
@@ -70,6 +72,10 @@ class Record:
         for phase, seconds in metrics.phases_at(it.level, row.phases).items():
             it.add(metrics.PHASE, seconds, phase)
         it.add(metrics.STEPS)
+        it.add(metrics.RAW_BYTES, self._gradient_bytes)
+        for direction, before, total in zip(("sent", "received"), self._traffic, row.traffic, strict=True):
+            it.add(metrics.BYTES, max(0, total - before), direction)
+        self._traffic = row.traffic
         it.set(metrics.STEP, row.number)
         it.set(metrics.LAST_STEP, row.ended)
         if row.norm is not None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from paceline import failure, metrics, weights
+from paceline import failure, weights
 from paceline.worker.describe import describe, trained_parameters
 from paceline.worker.links import Links, sockets
 from paceline.worker.measuring import Measuring
@@ -66,15 +66,17 @@ class Ring:
         total_steps: int | None,
     ) -> None:
         self.launch, self.clock, self._inner = launch, measuring.clock, model
-        self._metrics, self._brake = measuring.metrics, measuring.brake
+        self._brake = measuring.brake
         self._parameters = parameters = trained_parameters(optimizer)
         self.observer = Observer(model, parameters, self.clock, self._brake)
-        record = Record(self._metrics, self.observer.device)
+        gradient_bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        # of the gradients, each worker sends and receives this share in a ring
+        self._shared = gradient_bytes * 2 * (launch.world_size - 1) / launch.world_size
+        record = Record(measuring.metrics, self.observer.device, gradient_bytes)
         signature = describe(model, optimizer)
         self.reporter = Reporter(launch, signature, total_steps, record, measuring.clocks_compared)
         self._steps = Steps(measuring, self.reporter, self.observer)
         self._number = 0
-        self._bytes = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
         device = parameters[0].device
         before = sockets()
         backend = _backend(launch, device)
@@ -143,14 +145,12 @@ class Ring:
         now = time.perf_counter()
         ready = self.observer.last_ready or now
         self._number += 1
-        shares = 2 * (self.launch.world_size - 1) / self.launch.world_size  # of the gradients, as in a ring
-        for direction in ("sent", "received"):
-            self._steps.count_bytes(direction, int(self._number * self._bytes * shares))
-        self._metrics.add(metrics.RAW_BYTES, self._bytes)
-        self._steps.finish(self._number, LastStep(self._number, 0, True, ""), now - ready, self._links.sending)
+        moved = int(self._number * self._shared)
+        last = LastStep(self._number, 0, True, "")
+        self._steps.finish(self._number, last, now - ready, (moved, moved), self._links.sending)
         seconds = self._brake.seconds()
         if self._brake.part is Slowed.SEND and seconds > 0:
-            self._links.pace(self._bytes * shares / seconds)
+            self._links.pace(self._shared / seconds)
 
     def _waits(self) -> bool:
         """Whether this worker has done its own part of the step, and waits for the sum of all gradients."""

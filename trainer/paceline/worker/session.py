@@ -53,7 +53,7 @@ class Session:
         )
         self._join(Statics(frozen_parameters(model, optimizer)))
         measuring.describe(self._parameters[0].device, "paceline", launch.node)
-        record = Record(self._metrics, self.observer.device)
+        record = Record(self._metrics, self.observer.device, self._bytes)
         self.reporter = Reporter(launch, self._signature, total_steps, record, measuring.clocks_compared)
         self.steps = Steps(measuring, self.reporter, self.observer)
 
@@ -154,18 +154,10 @@ class Session:
 
     def _finish(self, found: Sequence[Answer], ready: float) -> None:
         now, first = time.perf_counter(), found[0]
-        self._count_bytes()
-        self._metrics.add(metrics.RAW_BYTES, self._bytes)
+        traffic = sum(lane.bytes_sent for lane in self._lanes), sum(lane.bytes_received for lane in self._lanes)
         last = LastStep(first.version, first.delay, first.accepted, first.reason)
         self.number += 1
-        self.steps.finish(self.number, last, latency=now - ready)
-
-    def _count_bytes(self) -> None:
-        for direction, total in (
-            ("sent", sum(lane.bytes_sent for lane in self._lanes)),
-            ("received", sum(lane.bytes_received for lane in self._lanes)),
-        ):
-            self.steps.count_bytes(direction, total)
+        self.steps.finish(self.number, last, now - ready, traffic)
 
     def _header(self, kind: Kind, bucket: int = 0, step: int | None = None) -> Header:
         number = self.number + 1 if step is None else step

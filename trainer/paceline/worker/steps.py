@@ -22,17 +22,21 @@ class Steps:
         self._metrics, self._clock = measuring.metrics, measuring.clock
         self._brake, self._trace = measuring.brake, measuring.trace
         self._reporter, self._observer = reporter, observer
-        self._bytes = {"sent": 0, "received": 0}
         self._look_at = 0.0
         self._norm: Any = None
         self.last: LastStep | None = None
 
-    def finish(self, number: int, last: LastStep, latency: float, sending: float = 0.0) -> None:
-        """Step `number` has ended; `latency` is its gradient latency in seconds, `sending` a share of its wait."""
+    def finish(
+        self, number: int, last: LastStep, latency: float, traffic: tuple[int, int], sending: float = 0.0
+    ) -> None:
+        """Step `number` has ended; `latency` is its gradient latency in seconds, `sending` a share of its wait.
+
+        `traffic`: payload bytes sent and received since the start, or since a connection was made anew.
+        """
         step = self._clock.end_step()
         self.last = last
         device, norm = self._observer.device, self._norm
-        self._reporter.row(Row(number, step, last, latency, device, device.end_step(), sending, norm))
+        self._reporter.row(Row(number, step, last, latency, traffic, device, device.end_step(), sending, norm))
         self._norm = None
         self._trace.step(number, step.marks, step.end)
         self._brake.step_ended(step)
@@ -45,10 +49,3 @@ class Steps:
         self._look_at = time.monotonic() + NORM_SECONDS
         gradients = [p.grad for p in parameters if p.grad is not None and p.grad.layout is torch.strided]
         self._norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
-
-    def count_bytes(self, direction: str, total: int) -> None:
-        """So many payload bytes since the start; a connection made anew begins at 0."""
-        more = total - self._bytes[direction]
-        self._bytes[direction] = total
-        if more > 0:
-            self._metrics.add(metrics.BYTES, more, direction)
