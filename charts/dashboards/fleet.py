@@ -91,7 +91,7 @@ TRAININGS = (
         Target(_each(GOODPUT), "Goodput", unit="percentunit"),
         Target(_replicas("ready"), "Workers ready"),
         Target(_replicas("desired"), "Workers wanted"),
-        Target(_each(within("training:paceline_round_duration_seconds:mean5m")), "Round", unit="s"),
+        Target(_each(within("training:paceline_round_duration_seconds:mean5m")), "Round", Presence.ROUNDS, "s"),
         Target(_each(COST), "Cost of the straggler", Presence.STRAGGLER, "percentunit"),
         Target(
             f"sum by (namespace, training) ({within('training_role_reason:paceline_training_restarts:increase1h')})",

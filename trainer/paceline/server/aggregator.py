@@ -36,6 +36,10 @@ class Aggregator:
         self._started = time.monotonic()
         early = 0.0 if launch.started is None else max(0.0, time.time() - launch.started)
         self._goodput = Goodput(self._started - early)
+        for reason in (
+            Loss if launch.ordinal == 0 else ()
+        ):  # there from the beginning, so that the first seconds of each are seen to grow
+            instruments.add(metrics.LOST, 0.0, str(reason))
         self._judge = Judge(self.lags, self.workers, self.waits_for_all)
         self._training = 0  # workers that train now
         self._updated = self._accounted = 0.0  # when the last update was made, and the last account
