@@ -139,7 +139,7 @@ def pod(item: Object) -> Pod:
         phase=phase,
         created=seconds(metadata["creationTimestamp"]) or 0.0,
         ready=conditions.get("Ready", {}).get("status") == "True",
-        lingers=phase in ENDED and status.get("phase") not in ENDED,
+        lingers=phase in ENDED and status.get("phase") not in ENDED and any(map(_goes_on, containers.values())),
         scheduled=seconds(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         creating=main.get("state", {}).get("waiting", {}).get("reason") in STARTING,
         ip=status.get("podIP"),
@@ -150,6 +150,10 @@ def pod(item: Object) -> Pod:
         end=_end(terminated, status),
         finished=seconds((terminated or {}).get("finishedAt")),
     )
+
+
+def _goes_on(container: Object) -> bool:
+    return "terminated" not in container.get("state", {})
 
 
 def with_warning(pod: Pod, events: Iterable[Object]) -> Trouble | None:

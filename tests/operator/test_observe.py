@@ -24,6 +24,8 @@ def sidecar() -> list[dict[str, Any]]:
     return [{"name": "server", "state": {"terminated": {"exitCode": 1}}}, {"name": "trainer", "state": {"running": {}}}]
 
 
+PROXY = {"name": "proxy", "state": {"running": {}}}
+PROXY_ENDED = {"name": "proxy", "state": {"terminated": {"exitCode": 0}}}
 FETCH = [
     {"name": "early", "state": {"terminated": {"exitCode": 0}}},
     {"name": "fetch", "state": {"terminated": {"exitCode": 3, "reason": "Error", "message": "no such bucket"}}},
@@ -78,11 +80,15 @@ def ended(**state: Any) -> list[dict[str, Any]]:
         ),
         (pod(phase="Running", initContainerStatuses=FETCH), "end", None),
         (pod(phase="Running", containerStatuses=ended(exitCode=0)), "phase", "Succeeded"),
-        (pod(phase="Running", containerStatuses=ended(exitCode=0)), "lingers", True),
+        (pod(phase="Running", containerStatuses=[*ended(exitCode=0), PROXY]), "lingers", True),
+        # all have ended, and the kubelet is about to say so of the pod
+        (pod(phase="Running", containerStatuses=ended(exitCode=0)), "lingers", False),
+        (pod(phase="Running", containerStatuses=[*ended(exitCode=0), PROXY_ENDED]), "lingers", False),
         (pod(phase="Running", containerStatuses=ended(exitCode=2)), "phase", "Failed"),
-        (pod(phase="Running", containerStatuses=ended(exitCode=2)), "runs", True),
+        (pod(phase="Running", containerStatuses=[*ended(exitCode=2), PROXY]), "runs", True),
         (pod(phase="Failed", containerStatuses=ended(exitCode=0)), "phase", "Succeeded"),  # its sidecar failed
         (pod(phase="Failed", containerStatuses=ended(exitCode=0)), "lingers", False),
+        (pod(phase="Failed", containerStatuses=waiting("PodInitializing")), "lingers", False),
         (pod(phase="Failed", reason="Evicted", containerStatuses=ended(exitCode=0)), "phase", "Failed"),
         (pod(phase="Succeeded", containerStatuses=ended(exitCode=0)), "runs", False),
         (pod(phase="Running", containerStatuses=sidecar()), "phase", "Running"),
