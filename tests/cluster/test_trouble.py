@@ -27,13 +27,29 @@ DIGITS = ["python", "-m", "paceline.examples.digits"]
 SLEEP = ["sleep", "300"]
 
 
-def documented(status: dict[str, Any]) -> None:
-    """The reason has a section, and what is said stands there."""
+def documented(trainings: Trainings, name: str) -> None:
+    """What a person sees of it is in the guide, and `kubectl describe` says it too, with an event."""
+    status, line = trainings.status(name), trainings.kubectl("get", "dt", name, "--no-headers")
+    explained(status)
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    assert shown(line) in {shown(each) for each in page.splitlines()}, f"docs/troubleshooting.md does not show: {line}"
+    describe = lambda: " ".join(trainings.kubectl("describe", "dt", name).split())  # noqa: E731
+    assert " ".join(status["message"].split()) in describe()
+    wait_for(lambda: re.search(rf"Events: .*(Normal|Warning) {status['reason']} ", describe()), "the event", 10)
+
+
+def explained(status: dict[str, Any]) -> None:
+    """The reason has a section of the guide, and what is said stands there."""
     page = (ROOT / "docs/troubleshooting.md").read_text()
     text = " ".join(re.sub("^> ", "", page, flags=re.MULTILINE).split())
     assert f"`{status['reason']}`" in text, status["reason"]
     wanted = pattern(status["message"])
     assert re.search(wanted, text), f"docs/troubleshooting.md does not show: {status['message']}"
+
+
+def shown(line: str) -> str:
+    """A line of `kubectl get dt`, without its age, and without a step 0, which is there if somebody asked in time."""
+    return re.sub(r"(?<=\d/\d) 0(?= )| (\d+m)?\d+s$", "", " ".join(line.split()))
 
 
 def pattern(message: str) -> str:
@@ -48,7 +64,7 @@ def test_a_script_that_fails_at_once(trainings: Trainings) -> None:
     trainings.apply(training("broken", ["python", "-c", script], backoffLimit=1))
     status = trainings.wait("broken")
     assert (status["phase"], status["reason"], status["restarts"]) == ("Failed", "ExitCode", 2)
-    documented(status)
+    documented(trainings, "broken")
     assert "no such data set" in trainings.kubectl("logs", "broken-worker-0"), "the failed pod stays"
     assert "BackoffLimit" in trainings.kubectl("describe", "dt", "broken").replace("backoffLimit", "BackoffLimit")
 
@@ -62,7 +78,7 @@ def test_an_error_in_training_is_told_with_its_message(trainings: Trainings) -> 
     status = trainings.wait("nan")
     assert (status["phase"], status["reason"]) == ("Failed", "ScriptFailed")
     assert "RuntimeError: loss is nan" in status["message"]
-    documented(status)
+    documented(trainings, "nan")
 
 
 def test_a_script_that_fails_twice_and_then_works(trainings: Trainings) -> None:
@@ -70,8 +86,7 @@ def test_a_script_that_fails_twice_and_then_works(trainings: Trainings) -> None:
     label = {"fieldRef": {"fieldPath": "metadata.labels['paceline.dev/attempt']"}}
     container_of(manifest)["env"] = [{"name": "ATTEMPT", "valueFrom": label}]
     trainings.apply(manifest)
-    status = trainings.until("third", 60, phase="Restarting")
-    documented(status)
+    explained(trainings.until("third", 60, phase="Restarting"))
     status = trainings.wait("third")
     assert (status["phase"], status["attempt"], status["restarts"]) == ("Succeeded", 2, 2)
 
@@ -96,7 +111,7 @@ def test_a_pod_that_cannot_be_scheduled(trainings: Trainings) -> None:
     trainings.apply(manifest)
     status = trainings.until("large", 30, reason="Unschedulable")
     assert "Insufficient cpu" in status["message"]
-    documented(status)
+    documented(trainings, "large")
 
 
 def test_a_volume_that_is_not_there(trainings: Trainings) -> None:
@@ -106,7 +121,7 @@ def test_a_volume_that_is_not_there(trainings: Trainings) -> None:
     trainings.apply(manifest)
     status = trainings.until("volume", 30, reason="FailedMount")
     assert 'configmap "missing" not found' in status["message"]
-    documented(status)
+    documented(trainings, "volume")
 
 
 def test_an_init_container_that_fails(trainings: Trainings) -> None:
@@ -116,7 +131,7 @@ def test_an_init_container_that_fails(trainings: Trainings) -> None:
     trainings.apply(manifest)
     status = trainings.wait("fetch")
     assert (status["phase"], status["reason"]) == ("Failed", "InitContainerFailed")
-    documented(status)
+    documented(trainings, "fetch")
 
 
 def test_a_sidecar_that_runs_on(trainings: Trainings) -> None:
@@ -133,8 +148,8 @@ def test_a_sidecar_that_runs_on(trainings: Trainings) -> None:
 def test_a_name_that_is_taken(trainings: Trainings) -> None:
     trainings.kubectl("create", "service", "clusterip", "taken", "--tcp=80")
     trainings.apply(training("taken", SLEEP))
-    status = trainings.until("taken", 30, reason="NameTaken")
-    documented(status)
+    trainings.until("taken", 30, reason="NameTaken")
+    documented(trainings, "taken")
     header, row = trainings.kubectl("get", "dt", "taken").splitlines()
     page = (ROOT / "docs/kubernetes.md").read_text()
     assert header.split() == re.search(r"^NAME .*$", page, re.MULTILINE)[0].split()  # type: ignore[index]
@@ -164,7 +179,7 @@ def test_a_worker_that_runs_out_of_memory(trainings: Trainings) -> None:
     trainings.apply(manifest)
     status = trainings.wait("memory")
     assert (status["phase"], status["reason"]) == ("Failed", "OutOfMemory")
-    documented(status)
+    documented(trainings, "memory")
 
 
 def test_a_program_that_is_not_in_the_image(trainings: Trainings) -> None:
@@ -173,28 +188,28 @@ def test_a_program_that_is_not_in_the_image(trainings: Trainings) -> None:
     assert (status["phase"], status["reason"]) == ("Failed", "ExitCode")
     assert "exit code 127" in status["message"]
     assert "cannot run pyhton" in trainings.kubectl("logs", "typo-worker-0")
-    documented(status)
+    documented(trainings, "typo")
 
 
 def test_a_script_that_never_joins(trainings: Trainings) -> None:
     trainings.apply(training("alone", ["true"]))
     status = trainings.wait("alone")
     assert (status["phase"], status["reason"]) == ("Failed", "NeverJoined")
-    documented(status)
+    documented(trainings, "alone")
 
 
 def test_a_deadline_that_passes(trainings: Trainings) -> None:
     trainings.apply(training("late", SLEEP, activeDeadlineSeconds=5))
     status = trainings.wait("late", 60)
     assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
-    documented(status)
+    explained(status)  # its workers are being removed, so the line changes
     wait_for(lambda: not trainings.pods("late"), "the running pods to be removed", 60)
 
 
 def test_a_training_that_is_suspended_and_resumed(trainings: Trainings) -> None:
     trainings.apply(training("pause", [*DIGITS, "--epochs", "2"], suspend=True))
-    status = trainings.until("pause", phase="Suspended")
-    documented(status)
+    trainings.until("pause", phase="Suspended")
+    documented(trainings, "pause")
     assert trainings.pods("pause") == []
     suspend(trainings, "pause", False)
     wait_for(lambda: trainings.pods("pause"), "pods")
@@ -237,13 +252,13 @@ def test_what_only_the_operator_can_find_wrong_is_told_and_can_be_seen(trainings
     trainings.apply(manifest)
     status = trainings.wait("reserved", 30)
     assert status["reason"] == "InvalidSpec"
-    documented(status)
+    documented(trainings, "reserved")
     manifest = training("bad-pod", SLEEP)
     manifest["spec"]["workers"]["template"]["spec"]["priorityClassName"] = "no-such-class"
     trainings.apply(manifest)
     wait_for(lambda: trainings.status("bad-pod").get("reason") in ("PodRefused", "InvalidSpec"), "a condition", 30)
     assert "no-such-class" in trainings.status("bad-pod")["message"]
-    documented(trainings.status("bad-pod"))
+    documented(trainings, "bad-pod")
 
 
 def test_gpus_are_passed_on_counted_and_waited_for(trainings: Trainings) -> None:
@@ -259,8 +274,8 @@ def test_gpus_are_passed_on_counted_and_waited_for(trainings: Trainings) -> None
         only_one = re.compile(r"^worker-\d: .*Insufficient nvidia.com/gpu")
         told = lambda: only_one.search(trainings.status("gpus").get("message", ""))  # noqa: E731
         wait_for(told, "the ninth alone to wait", 60)
-        status = trainings.status("gpus")
-        documented(status)
+        wait_for(lambda: trainings.status("gpus")["workers"]["summary"] == "8/9", "the others to run", 60)
+        documented(trainings, "gpus")
         trainings.kubectl("delete", "dt", "gpus", "--cascade=foreground", "--timeout=60s")
         check = 'echo "ranks $PACELINE_ORDINAL $LOCAL_RANK $CUDA_VISIBLE_DEVICES"; df -m /dev/shm | tail -1'
         manifest = training("pairs", ["sh", "-c", check], workers=2)
