@@ -240,8 +240,8 @@ def test_a_running_training_takes_a_new_deadline(trainings: Trainings) -> None:
 
 def test_a_training_that_another_controller_manages_is_left_alone(trainings: Trainings) -> None:
     trainings.apply(training("other", SLEEP, managedBy="example.com/queue"))
-    trainings.apply(training("ours", ["true"]))
-    trainings.wait("ours", 60)
+    trainings.apply(training("ours", SLEEP))
+    wait_for(lambda: trainings.pods("ours"), "the pods of one that is its own")
     assert trainings.status("other") == {}
     assert trainings.pods("other") == []
 
