@@ -13,6 +13,7 @@ STEP_SECONDS = 0.1  # of which most is sleeping, so that eight workers fit two c
 CLEAN_RUNS, CLEAN_STEPS = 20, 150
 STEPS = {1.2: 200, 1.5: 200, 2.0: 150, 5.0: 60}
 LIMIT_SECONDS = 60.0
+FEWEST_LOOKS = 10  # in a run, twice a second
 
 SCRIPT = """
 import time, torch, paceline
@@ -70,7 +71,10 @@ def _slowed(mode: str, part: str, factor: float) -> tuple[bool, str]:
 
 def _clean(mode: str) -> bool:
     """Whether anybody was named at any time."""
-    return any(_named(status) for _, status in watch(_script(CLEAN_STEPS), WORKERS, strategy=mode))
+    told = [_named(status) for _, status in watch(_script(CLEAN_STEPS), WORKERS, strategy=mode)]
+    if len(told) < FEWEST_LOOKS:
+        raise RuntimeError(f"a run in which nobody could be named: {len(told)} looks")
+    return any(told)
 
 
 def _script(steps: int) -> str:
