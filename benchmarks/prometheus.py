@@ -68,6 +68,11 @@ class Prometheus:
         found, _ = self.ask(query)
         return float(found[0]["value"][1]) if found else float("nan")
 
+    def rule_seconds(self) -> float:
+        """How long the slowest group of rules took to evaluate, the last time."""
+        with urllib.request.urlopen(f"http://{self.address}/api/v1/rules", timeout=120) as answer:
+            return max(float(group["evaluationTime"]) for group in json.load(answer)["data"]["groups"])
+
     def memory(self) -> int:
         """Resident bytes, the most so far."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
