@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from paceline.wire import link
 
-LOOK_SECONDS = 0.01  # between two looks at up to 16 connections, which take some 30 us
+LOOK_SECONDS = 0.01  # between two looks at up to 16 connections
 WEIGHT = 0.02  # of the newest look
 
 
