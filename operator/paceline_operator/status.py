@@ -95,7 +95,7 @@ def _word(
 ) -> Word:
     memory, broken = decision.memory, decision.memory.broken
     if memory.result is not None:
-        return Word(memory.result, memory.reason, memory.message)
+        return Word(memory.result, memory.reason, memory.message + _until_deleted(it))
     if memory.suspended:
         return Word("Suspended", "Suspended", "runPolicy.suspend is true: set it to false to run the training")
     if broken is not None:
@@ -136,6 +136,11 @@ def _ending(it: Situation) -> Word | None:
 
 def _budget(it: Situation, restarts: int) -> str:
     return f" ({restarts} of {it.spec.run_policy.backoff_limit} that runPolicy.backoffLimit allows are used)"
+
+
+def _until_deleted(it: Situation) -> str:
+    ttl = it.spec.run_policy.ttl_seconds_after_finished
+    return "" if ttl is None else f". It is deleted {ttl} s after its end, as runPolicy.ttlSecondsAfterFinished says"
 
 
 def _stuck(it: Situation, warnings: Mapping[str, Trouble]) -> Word | None:

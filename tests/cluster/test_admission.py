@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.conftest import ROOT, Trainings, kubectl, training
+from tests.cluster.conftest import ROOT, Trainings, kubectl, training, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SLEEP = ["sleep", "300"]
@@ -106,10 +106,18 @@ def snippets() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("text", [t for _, t in snippets()], ids=[n for n, _ in snippets()])
-def test_every_example_and_snippet_is_accepted(namespace: Trainings, text: str) -> None:
+def test_every_example_and_snippet_is_applied_and_begins(namespace: Trainings, text: str) -> None:
     for manifest in yaml.safe_load_all(text):
-        answer = namespace.kubectl("apply", "--dry-run=server", "-f", "-", text=yaml.safe_dump(manifest))
-        assert "dry run" in answer
+        begins(namespace, manifest)
+
+
+def begins(namespace: Trainings, manifest: dict[str, Any]) -> None:
+    name = manifest["metadata"]["name"]
+    assert "created" in namespace.apply(manifest)
+    try:
+        wait_for(lambda: namespace.pods(name, "worker"), "the workers' pods", 60)
+    finally:
+        namespace.kubectl("delete", "dt", name, "--cascade=foreground", "--timeout=60s")
 
 
 def test_fields_are_explained(namespace: Trainings) -> None:

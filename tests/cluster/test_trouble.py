@@ -86,9 +86,11 @@ def test_a_script_that_fails_twice_and_then_works(trainings: Trainings) -> None:
     label = {"fieldRef": {"fieldPath": "metadata.labels['paceline.dev/attempt']"}}
     container_of(manifest)["env"] = [{"name": "ATTEMPT", "valueFrom": label}]
     trainings.apply(manifest)
-    explained(trainings.until("third", 60, phase="Restarting"))
+    trainings.until("third", 60, phase="Restarting")
+    documented(trainings, "third")
     status = trainings.wait("third")
     assert (status["phase"], status["attempt"], status["restarts"]) == ("Succeeded", 2, 2)
+    documented(trainings, "third")
 
 
 def test_an_image_that_does_not_exist(trainings: Trainings) -> None:
@@ -97,7 +99,7 @@ def test_an_image_that_does_not_exist(trainings: Trainings) -> None:
     trainings.apply(manifest)
     status = wait_for(lambda: told(trainings, "image", ("ErrImagePull", "ImagePullBackOff")), "the reason", 30)
     assert "registry.invalid/nobody/nothing:1" in status["message"]
-    assert "ErrImagePull" in (ROOT / "docs/troubleshooting.md").read_text()
+    documented(trainings, "image")
 
 
 def told(trainings: Trainings, name: str, reasons: tuple[str, ...]) -> dict[str, Any] | None:
@@ -225,8 +227,9 @@ def suspend(trainings: Trainings, name: str, value: bool) -> None:
 
 
 def test_a_finished_training_is_deleted_after_its_time(trainings: Trainings) -> None:
-    trainings.apply(training("short", ["true"], ttlSecondsAfterFinished=3))
+    trainings.apply(training("short", [*DIGITS, "--epochs", "1"], ttlSecondsAfterFinished=10))
     trainings.wait("short")
+    documented(trainings, "short")
     wait_for(lambda: "not found" in trainings.kubectl("get", "dt", "short", check=False), "its deletion", 30)
     wait_for(lambda: not trainings.pods("short"), "its pods to go", 60)
 

@@ -12,23 +12,43 @@ from tests.cluster.conftest import HOME, OWN
 
 pytestmark = [pytest.mark.slow]
 ACCOUNT = "system:serviceaccount:paceline-system:paceline"
+NEVER = "9999"  # sorts after every timestamp
 Right = tuple[str, str, str]  # group, resource with subresource, verb
 
 
 def asked() -> tuple[set[Right], list[str]]:
-    """What the audit log shows the operator to have asked for, and what was forbidden."""
+    """What the audit log shows the operator to have asked for, and what was forbidden while it had its rights."""
     used: set[Right] = set()
     forbidden = []
-    for line in Path(HOME / "state/log/audit.log").read_text().splitlines():
-        event = json.loads(line)
+    events = [json.loads(line) for line in Path(HOME / "state/log/audit.log").read_text().splitlines()]
+    without = times_without_rights(events)
+    for event in events:
         reference = event.get("objectRef")
         if event["user"]["username"] != ACCOUNT or reference is None:
             continue
         resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
         used |= {(reference.get("apiGroup", ""), resource, verb) for verb in verbs(event["verb"])}
-        if event["responseStatus"].get("code") == 403 and "PodSecurity" not in event["responseStatus"]["message"]:
-            forbidden.append(event["responseStatus"]["message"])
+        answer = event["responseStatus"]
+        deprived = any(lost <= event["stageTimestamp"] <= granted_anew for lost, granted_anew in without)
+        if answer.get("code") == 403 and "PodSecurity" not in answer["message"] and not deprived:
+            forbidden.append(answer["message"])
     return used, forbidden
+
+
+def times_without_rights(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """From when to when the chart was uninstalled: an operator that is about to end may still ask for something then."""
+    objects, times = render(), []
+    for binding in of_kind(objects, "ClusterRoleBinding") + of_kind(objects, "RoleBinding"):
+        resource, name = binding["kind"].lower() + "s", binding["metadata"]["name"]
+        at = [
+            e
+            for e in events
+            if (e.get("objectRef", {}).get("resource"), e["objectRef"].get("name")) == (resource, name)
+        ]
+        made = [e["stageTimestamp"] for e in at if e["verb"] != "delete"]
+        lost = [e["requestReceivedTimestamp"] for e in at if e["verb"] == "delete"]
+        times += [(time, min((m for m in made if m > time), default=NEVER)) for time in lost]
+    return times
 
 
 def verbs(verb: str) -> set[str]:

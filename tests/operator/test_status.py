@@ -160,6 +160,14 @@ def test_one_wait_is_enough_for_either_end(result: str, true: set[str]) -> None:
     assert {c["type"] for c in found["conditions"] if c["status"] == "True"} == true
 
 
+def test_a_finished_training_says_when_it_will_be_deleted() -> None:
+    ended = {"result": "Succeeded", "reason": "X", "message": "all went well", "completion": 1.0}
+    scene = Scene(a_spec(runPolicy={"ttlSecondsAfterFinished": 60}), **ended).running()
+    wanted = "all went well. It is deleted 60 s after its end, as runPolicy.ttlSecondsAfterFinished says"
+    assert told(scene)["message"] == wanted
+    assert told(Scene(**ended).running())["message"] == "all went well"
+
+
 def test_the_time_of_a_condition_is_that_of_its_last_change() -> None:
     scene = Scene().running()
     first = told(scene, SLOW)
