@@ -24,10 +24,11 @@ PARTS = {
 def main() -> None:
     """Run the parts that are named, or all."""
     machine = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, torch {version('torch')}"
-    text = f"# Measurements\n\n{datetime.now(UTC):%Y-%m-%d}, {machine}. Medians of 3, baselines in the same minutes.\n"
+    text = f"# Measurements\n\n{datetime.now(UTC):%Y-%m-%d}, {machine}. Baselines in the same minutes.\n"
     for name in sys.argv[1:] or PARTS:
         part = PARTS[name]
-        text += f"\n## {name}\n\n{part.__doc__}\n\n"
+        repeats = f" Medians of {part.REPEATS}." if hasattr(part, "REPEATS") else ""
+        text += f"\n## {name}\n\n{part.__doc__}{repeats}\n\n"
         print(f"\n{name}: {part.__doc__}")
         for row in part.rows():
             print(row, flush=True)

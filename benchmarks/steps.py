@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from benchmarks.runs import processes, train
 
-REPEATS = 3
+REPEATS = 5
 WORKERS = 2
 
 STEP = """

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.conftest import IMAGE, Trainings, container_of, example, training, wait_for
+from tests.cluster.conftest import IMAGE, SYSTEM, Trainings, container_of, example, kubectl, training, wait_for
+from tests.cluster.test_trouble import documented
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DIGITS = ["python", "-m", "paceline.examples.digits"]
@@ -115,8 +116,6 @@ def test_a_deleted_worker_of_the_other_modes_restarts_everything(trainings: Trai
 
 
 def test_the_operator_may_restart_at_any_moment(trainings: Trainings) -> None:
-    from tests.cluster.conftest import SYSTEM, kubectl
-
     trainings.apply(training("steady", [*DIGITS, "--epochs", "20"], workers=2))
     wait_for(lambda: len(trainings.pods("steady")) == 3, "the pods")
     kubectl("delete", "pod", "-n", SYSTEM, "-l", "app.kubernetes.io/name=paceline-operator")
@@ -125,3 +124,4 @@ def test_the_operator_may_restart_at_any_moment(trainings: Trainings) -> None:
     assert status["phase"] == "Succeeded", status
     assert (status["attempt"], status["failures"]) == (0, [])
     assert {p["metadata"]["uid"] for p in trainings.pods("steady", "worker")} == before
+    documented(trainings, "steady")

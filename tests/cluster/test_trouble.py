@@ -95,16 +95,11 @@ def test_a_script_that_fails_twice_and_then_works(trainings: Trainings) -> None:
 
 def test_an_image_that_does_not_exist(trainings: Trainings) -> None:
     manifest = training("image", DIGITS)
-    container_of(manifest)["image"] = "registry.invalid/nobody/nothing:1"
+    container_of(manifest)["image"] = "127.0.0.1:1/team/missing:1"  # refused at once, in the same words everywhere
     trainings.apply(manifest)
-    status = wait_for(lambda: told(trainings, "image", ("ErrImagePull", "ImagePullBackOff")), "the reason", 30)
-    assert "registry.invalid/nobody/nothing:1" in status["message"]
+    both = "ps-0, worker-0: Back-off pulling image"  # between two tries, which is most of the time
+    wait_for(lambda: trainings.status("image").get("message", "").startswith(both), "the reason", 30)
     documented(trainings, "image")
-
-
-def told(trainings: Trainings, name: str, reasons: tuple[str, ...]) -> dict[str, Any] | None:
-    status = trainings.status(name)
-    return status if status.get("reason") in reasons else None
 
 
 def test_a_pod_that_cannot_be_scheduled(trainings: Trainings) -> None:

@@ -40,15 +40,16 @@ def times_without_rights(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     objects, times = render(), []
     for binding in of_kind(objects, "ClusterRoleBinding") + of_kind(objects, "RoleBinding"):
         resource, name = binding["kind"].lower() + "s", binding["metadata"]["name"]
-        at = [
-            e
-            for e in events
-            if (e.get("objectRef", {}).get("resource"), e["objectRef"].get("name")) == (resource, name)
-        ]
+        at = [e for e in events if about(e) == (resource, name)]
         made = [e["stageTimestamp"] for e in at if e["verb"] != "delete"]
         lost = [e["requestReceivedTimestamp"] for e in at if e["verb"] == "delete"]
         times += [(time, min((m for m in made if m > time), default=NEVER)) for time in lost]
     return times
+
+
+def about(event: dict[str, Any]) -> tuple[str | None, str | None]:
+    reference = event.get("objectRef", {})
+    return reference.get("resource"), reference.get("name")
 
 
 def verbs(verb: str) -> set[str]:
