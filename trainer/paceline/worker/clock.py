@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A step that has ended: its phases in order, each with its beginning (time.perf_counter), and its end."""
 
     marks: Sequence[tuple[str, float]]

@@ -21,6 +21,8 @@ class Observer:
         self.clock, self._brake = clock, brake
         self.last_ready: float | None = None  # when the last gradient was ready (time.perf_counter)
         self.device = DeviceClock.of(parameters[0].device)
+        self._on_device = parameters[0].device.type == "cuda"
+        self._brakes = brake.part is Slowed.COMPUTE
         self._trained = sum(p.requires_grad for p in parameters)
         self._ready = 0
         model.register_forward_pre_hook(self._forward)
@@ -34,7 +36,7 @@ class Observer:
         """A gradient is ready; the last one of a step ends its backward phase."""
         self.last_ready = time.perf_counter()
         self._ready += 1
-        if self._ready == self._trained:
+        if self._on_device and self._ready == self._trained:
             self.device.mark("ready")
 
     @property
@@ -50,23 +52,29 @@ class Observer:
     def _forward(self, *_: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        self.backward_ended()
+        if self.clock.phase == "backward":
+            self.backward_ended()
         self.clock.enter("forward")
-        self.device.mark("forward")
-        self._brake.pause(Slowed.COMPUTE)
+        if self._on_device:
+            self.device.mark("forward")
+        if self._brakes:
+            self._brake.pause(Slowed.COMPUTE)
 
     def _forward_done(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        tensor = next(_tensors(output), None)
-        if tensor is None:
+        tensor = output if isinstance(output, torch.Tensor) else next(_tensors(output), None)
+        if tensor is None or not tensor.requires_grad:
             self.clock.enter("other")
+        elif tensor.grad_fn is not None:
+            tensor.grad_fn.register_prehook(self._backward)  # costs half of what the tensor's own hook does
         else:
             tensor.register_hook(self._backward)
 
-    def _backward(self, _: torch.Tensor) -> None:
+    def _backward(self, _: Any) -> None:
         self.clock.enter("backward")
-        self.device.mark("backward")
+        if self._on_device:
+            self.device.mark("backward")
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

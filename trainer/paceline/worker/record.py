@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from paceline import metrics
 from paceline.metrics import Instruments
@@ -13,8 +13,7 @@ from paceline.worker.device import DeviceClock, Marks, with_device_times
 from paceline_core.telemetry import Metric
 
 
-@dataclass(frozen=True)
-class LastStep:
+class LastStep(NamedTuple):
     """What came of a step.
 
     `version` counts the updates that the model now holds; `staleness` is the delay of this worker's gradient, in
@@ -27,9 +26,9 @@ class LastStep:
     reason: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
-    """A step that has ended. `settle` gives it the device's own times, once they are known."""
+    """A step that has ended: made while the training waits. `settle`, in another thread, works out the rest."""
 
     number: int
     step: Step
@@ -41,14 +40,15 @@ class Row:
     sending: float = 0.0  # share of the wait in which this worker was still sending
     norm: Any = None  # of the gradients, if it was looked at in this step
     loss: Any = None
-    ended: float = field(default_factory=time.time)
-    phases: dict[str, float] = field(default_factory=dict)
+    ended: float = field(init=False)  # Unix time
+    phases: dict[str, float] = field(init=False)  # in seconds, with the device's own times
 
     def settle(self, now: bool = False) -> bool:
         """Work out the phases; False while the device has not finished them, unless it has to be `now`."""
         times = self.device.read(self.marks) if self.marks else None
         if times is None and "ready" in self.marks and not now:
             return False
+        self.ended = time.time() - (time.perf_counter() - self.step.end)
         phases = self.step.phases()
         if self.sending:
             moved = self.sending * phases.get("wait", 0.0)
