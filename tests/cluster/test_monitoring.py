@@ -1,8 +1,11 @@
 """A Prometheus in the cluster, set up as the page says: it finds every process, and shows who is slow."""
 
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,18 @@ from charts.dashboards.queries import Presence
 from tests.charts.test_chart import CHART
 from tests.charts.test_monitoring import snippet
 from tests.cluster import monitoring
-from tests.cluster.conftest import OWN, SETTINGS, SYSTEM, Trainings, helm, kubectl, training, wait_for
+from tests.cluster.conftest import (
+    OWN,
+    ROOT,
+    SETTINGS,
+    SYSTEM,
+    Trainings,
+    helm,
+    inside,
+    kubectl,
+    training,
+    wait_for,
+)
 from tests.observability import grafana
 from tests.observability.prometheus import Api
 from tests.observability.runs import SLOW, SLOW_BY_ITSELF, WORKERS, script
@@ -128,6 +142,30 @@ def test_the_slow_worker_is_slow_and_stale_where_nobody_waits(watched: Watched) 
     page = watched.training("goes-on")
     assert page.shown("Own seconds per step")[0][0] == SLOW
     assert page.shown("Staleness by worker", "worker {{worker}}")[0][0] == SLOW
+
+
+def paceline(*arguments: str) -> str:
+    """What the command prints that a user types."""
+    done = subprocess.run(
+        inside(str(ROOT / ".venv/bin/paceline"), *arguments), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_without_any_prometheus_the_command_line_names_it_too(watched: Watched, name: str, tmp_path: Path) -> None:
+    where = (name, "-n", watched.trainings.namespace)
+    page = paceline("top", *where)
+    told = f"worker-{SLOW} makes the others wait" if name in ROUNDS else f"worker-{SLOW} "
+    assert told in page, page
+    status = json.loads(paceline("top", *where, "-o", "json"))["status"]
+    said = {w["worker"]: w["verdicts"] for w in status["workers"] if w["verdicts"]}
+    assert list(said) == [int(SLOW)]
+    assert said[int(SLOW)][0] == ("makes the others wait" if name in ROUNDS else "slow")
+    file = tmp_path / "trace.json"
+    assert f"{WORKERS + 1} processes" in paceline("trace", *where, "-o", str(file))
+    assert json.loads(file.read_text())["traceEvents"]
 
 
 def test_every_rule_is_healthy_and_tells_of_these_trainings(watched: Watched) -> None:

@@ -37,9 +37,9 @@ def value(made: Instruments, name: str, **labels: str) -> float:
 def recorded(level: Level, *rows: Row) -> Instruments:
     made = metrics.of_worker("t", 3, level)
     record = Record(made, DeviceClock(), 80)
-    for each in rows or (row(),):
-        assert each.settle()
-        record.step(each)
+    rows = rows or (row(),)
+    assert all(each.settle() for each in rows)
+    record.steps(rows)
     made.set(metrics.INFO, 1, "cpu", "gloo", "2.13", "0.1", "node")
     return made
 

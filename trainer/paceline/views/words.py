@@ -95,8 +95,9 @@ def rejections(status: Status) -> str:
     reasons: Counter[str] = Counter()
     for worker in status.workers:
         reasons.update(worker.rejected_by_reason)
-    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    return f"{sum(w.rejected for w in status.workers)} gradients rejected" + (f": {why}" if why else "")
+    why = ", ".join(f"{reason} {times}" for reason, times in reasons.most_common())
+    count = sum(w.rejected for w in status.workers)
+    return f"{count} {'gradient' if count == 1 else 'gradients'} rejected" + (f": {why}" if why else "")
 
 
 def sentence(text: str) -> str:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -65,33 +66,29 @@ class Record:
         self._metrics, self._device, self._gradient_bytes = instruments, device, gradient_bytes
         self._traffic = (0, 0)
 
-    def step(self, row: Row) -> dict[str, Any]:
-        """Count a settled step; gives it as it is sent."""
-        it = self._metrics
-        it.observe(metrics.LATENCY, row.latency)
-        for phase, seconds in metrics.phases_at(it.level, row.phases).items():
+    def steps(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Count settled steps, each metric once for all of them; gives them as they are sent."""
+        if rows:
+            self._count(rows)
+        return [_told(row) for row in rows]
+
+    def _count(self, rows: Sequence[Row]) -> None:
+        it, phases, moved = self._metrics, Counter[str](), [0, 0]
+        for row in rows:
+            it.observe(metrics.LATENCY, row.latency)
+            phases.update(row.phases)
+            moved = [m + max(0, new - old) for m, new, old in zip(moved, row.traffic, self._traffic, strict=True)]
+            self._traffic = row.traffic
+            if row.norm is not None:
+                self._number("gradient", metrics.NORM, float(row.norm))
+        for phase, seconds in metrics.phases_at(it.level, phases).items():
             it.add(metrics.PHASE, seconds, phase)
-        it.add(metrics.STEPS)
-        it.add(metrics.RAW_BYTES, self._gradient_bytes)
-        for direction, before, total in zip(("sent", "received"), self._traffic, row.traffic, strict=True):
-            it.add(metrics.BYTES, max(0, total - before), direction)
-        self._traffic = row.traffic
-        it.set(metrics.STEP, row.number)
-        it.set(metrics.LAST_STEP, row.ended)
-        if row.norm is not None:
-            self._number("gradient", metrics.NORM, float(row.norm))
-        return {
-            "step": row.number,
-            "version": row.last.version,
-            "time": row.ended,
-            "loss": None if row.loss is None else float(row.loss),
-            "latency": row.latency,
-            "wall": row.step.wall,
-            "phases": row.phases,
-            "staleness": row.last.staleness,
-            "accepted": row.last.accepted,
-            "reason": row.last.reason,
-        }
+        for direction, amount in zip(("sent", "received"), moved, strict=True):
+            it.add(metrics.BYTES, amount, direction)
+        it.add(metrics.STEPS, len(rows))
+        it.add(metrics.RAW_BYTES, self._gradient_bytes * len(rows))
+        it.set(metrics.STEP, rows[-1].number)
+        it.set(metrics.LAST_STEP, rows[-1].ended)
 
     def reported(self, values: Mapping[str, Any]) -> dict[str, float]:
         """Values that the script reported, as numbers."""
@@ -107,3 +104,19 @@ class Record:
             self._metrics.set(gauge, value)
         else:
             self._metrics.add(metrics.NONFINITE, 1, where)
+
+
+def _told(row: Row) -> dict[str, Any]:
+    """A step as it is sent."""
+    return {
+        "step": row.number,
+        "version": row.last.version,
+        "time": row.ended,
+        "loss": None if row.loss is None else float(row.loss),
+        "latency": row.latency,
+        "wall": row.step.wall,
+        "phases": row.phases,
+        "staleness": row.last.staleness,
+        "accepted": row.last.accepted,
+        "reason": row.last.reason,
+    }

@@ -117,7 +117,7 @@ class Reporter:
             ready = next((i for i, row in enumerate(self._rows[:count]) if not row.settle(everything)), count)
             rows, self._rows = self._rows[:ready], self._rows[ready:]
             values, self._values = self._values, {}
-        told = [self._record.step(row) for row in rows]
+        told = self._record.steps(rows)
         reported = self._record.reported(values)
         if (told or reported) and not self._given_up:
             self._tell(Kind.REPORT, {"rows": told, "reported": reported})
