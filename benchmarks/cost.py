@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from benchmarks.runs import train
 
 WORKERS, SECONDS = 2, 0.01
-PAIRS, BLOCK = 40, 100  # a block takes more than a second: what a thread does twice a second falls into each of them
+PAIRS, BLOCK = 60, 100  # a block takes more than a second: what a thread does twice a second falls into each of them
 MODES = ("Synchronous", "Asynchronous", "AllReduce")
 LIMIT = 0.01
 

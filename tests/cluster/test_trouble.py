@@ -199,8 +199,9 @@ def test_a_deadline_that_passes(trainings: Trainings) -> None:
     trainings.apply(training("late", SLEEP, activeDeadlineSeconds=5))
     status = trainings.wait("late", 60)
     assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
-    explained(status)  # its workers are being removed, so the line changes
     wait_for(lambda: not trainings.pods("late"), "the running pods to be removed", 60)
+    wait_for(lambda: trainings.status("late")["workers"]["summary"] == "0/1", "the worker not to be counted", 15)
+    documented(trainings, "late")
 
 
 def test_a_training_that_is_suspended_and_resumed(trainings: Trainings) -> None:
