@@ -21,8 +21,6 @@ class Observer:
         self.clock, self._brake = clock, brake
         self.last_ready: float | None = None  # when the last gradient was ready (time.perf_counter)
         self.device = DeviceClock.of(parameters[0].device)
-        self._on_device = parameters[0].device.type == "cuda"
-        self._brakes = brake.part is Slowed.COMPUTE
         self._trained = sum(p.requires_grad for p in parameters)
         self._ready = 0
         model.register_forward_pre_hook(self._forward)
@@ -36,7 +34,7 @@ class Observer:
         """A gradient is ready; the last one of a step ends its backward phase."""
         self.last_ready = time.perf_counter()
         self._ready += 1
-        if self._on_device and self._ready == self._trained:
+        if self._ready == self._trained:
             self.device.mark("ready")
 
     @property
@@ -52,13 +50,10 @@ class Observer:
     def _forward(self, *_: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        if self.clock.phase == "backward":
-            self.backward_ended()
+        self.backward_ended()
         self.clock.enter("forward")
-        if self._on_device:
-            self.device.mark("forward")
-        if self._brakes:
-            self._brake.pause(Slowed.COMPUTE)
+        self.device.mark("forward")
+        self._brake.pause(Slowed.COMPUTE)
 
     def _forward_done(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         if not torch.is_grad_enabled():
@@ -67,14 +62,13 @@ class Observer:
         if tensor is None or not tensor.requires_grad:
             self.clock.enter("other")
         elif tensor.grad_fn is not None:
-            tensor.grad_fn.register_prehook(self._backward)  # costs half of what the tensor's own hook does
+            tensor.grad_fn.register_prehook(self._backward)  # costs less than the tensor's own hook
         else:
             tensor.register_hook(self._backward)
 
     def _backward(self, _: Any) -> None:
         self.clock.enter("backward")
-        if self._on_device:
-            self.device.mark("backward")
+        self.device.mark("backward")
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -39,8 +39,7 @@ class Steps:
         self._reporter.row(Row(number, step, last, latency, traffic, device, device.end_step(), sending, norm))
         self._norm = None
         self._trace.step(number, step.marks, step.end)
-        if self._brake.part is not None:
-            self._brake.step_ended(step)
+        self._brake.step_ended(step)
         self._observer.step_ended()
 
     def look_at(self, parameters: Sequence[torch.Tensor]) -> None:
