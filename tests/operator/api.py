@@ -169,7 +169,7 @@ class Api:
     def _pods(self, request: web.Request, name: str, body: Any) -> web.Response:
         if request.method == "GET":
             key, _, wanted = request.query.get("fieldSelector", request.query.get("labelSelector", "")).partition("=")
-            pods = [p for p in self.pods.values() if (p["metadata"] | p["metadata"].get("labels", {}))
+            pods = [p for _, p in sorted(self.pods.items()) if (p["metadata"] | p["metadata"].get("labels", {}))
                     .get(key.removeprefix("metadata.")) == wanted]  # fmt: skip
             return web.json_response({"items": pods})
         if request.method == "DELETE":
