@@ -14,19 +14,18 @@ from paceline_operator.belongings import Belongings
 from paceline_operator.cluster import Cluster, Conflict, Key, Object, Refused
 from paceline_operator.decide import decide
 from paceline_operator.health import Health
+from paceline_operator.kubelet import Kubelets
 from paceline_operator.labels import MANAGER
 from paceline_operator.memory import Memory, text
 from paceline_operator.metrics import Metrics
 from paceline_operator.objects import Subject
-from paceline_operator.observe import Pod, Trouble
+from paceline_operator.observe import Pod
 from paceline_operator.progress import Poller
 from paceline_operator.series import Trainings
 from paceline_operator.settings import Settings
 from paceline_operator.situation import Decision, Situation
 
 SOON_SECONDS = 1.0
-CREATING_SECONDS = 10.0  # that containers may take to be made before the kubelet's warnings are read
-ASKED_ABOUT = 3  # late pods, which speak for all
 REFUSED_SECONDS = 15.0
 WRITE_SECONDS = 10.0  # between two writes of a status in which only figures have changed
 FIGURES = ("step", "progress", "loss", "reported", "totalSteps", "lastStepTime", "goodput")
@@ -48,7 +47,7 @@ class Reconciler:
     ) -> None:
         self._cluster, self._poller, self._settings = cluster, poller, settings
         self._health, self._metrics, self._trainings = health, metrics, trainings
-        self._belongings = Belongings(cluster, settings)
+        self._belongings, self._kubelets = Belongings(cluster, settings), Kubelets(cluster)
         self._written: dict[Key, float] = {}  # when the status was last written
 
     async def reconcile(self, key: Key) -> float | None:
@@ -67,6 +66,7 @@ class Reconciler:
         self._poller.forget(key)
         self._trainings.forget(key)
         self._belongings.forget(key)
+        self._kubelets.forget(key)
         self._written.pop(key, None)
 
     async def _look(self, key: Key, training: Object) -> float | None:
@@ -89,7 +89,7 @@ class Reconciler:
                 await self._act(subject, it, decision, observe.earlier(items, subject.uid))
             except Refused as problem:
                 return await self._refuse(training, problem)
-        warnings = await self._warnings(key.namespace, pods, now)
+        warnings = await self._kubelets.warnings(key, pods, now)
         it = replace(it, memory=decision.memory)
         after = status.status(it, decision, progress, warnings, training.get("status", {}))
         wait = await self._write(training, after, now)
@@ -152,14 +152,6 @@ class Reconciler:
         if not await self._cluster.create_pod(pod):
             name = pod["metadata"]["name"]
             belongings.own(await self._cluster.pod(subject.namespace, name), subject, "Pod", name)
-
-    async def _warnings(self, namespace: str, pods: Sequence[Pod], now: float) -> dict[str, Trouble]:
-        """What the kubelet says about pods whose containers it cannot make; asked about a few."""
-        made = [p for p in pods if p.creating and p.trouble is None]
-        late = [p for p in made if now - (p.scheduled or p.created) > CREATING_SECONDS][:ASKED_ABOUT]
-        said = await asyncio.gather(*(self._cluster.events(namespace, p.uid) for p in late))
-        found = {p.uid: observe.with_warning(p, events) for p, events in zip(late, said, strict=True)}
-        return {uid: trouble for uid, trouble in found.items() if trouble is not None}
 
     async def _write(self, training: Object, after: Object, now: float) -> float | None:
         """Write the status if it has changed, figures alone not too often; then tell what is new, once it is there."""

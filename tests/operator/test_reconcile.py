@@ -80,22 +80,27 @@ def test_an_answer_that_is_none_does_not_end_the_asking(said: Any) -> None:
     run(test)
 
 
-def test_a_few_pods_that_are_late_are_asked_about() -> None:
+def test_pods_that_are_late_are_asked_about_a_few_at_a_time() -> None:
     async def test(api: Api, found: client.ApiClient) -> None:
         operator = Operator(found)
         api.create(workers=5)
         await operator.look()
         api.make(*api.pods)
-        uid = api.pods["digits-worker-1"]["metadata"]["uid"]
+        uid = api.pods["digits-worker-4"]["metadata"]["uid"]
         about = {"type": "Warning", "reason": "FailedMount", "involvedObject": {"uid": uid}}
         api.told = [about | {"message": 'configmap "missing" not found', "lastTimestamp": TIME}]
         api.calls.clear()
         await operator.look(1)
         assert api.calls.count(("GET", "events")) == 3
-        assert (api.status()["reason"], api.status()["message"]) == (
-            "FailedMount",
-            'worker-1: configmap "missing" not found',
-        )
+        assert api.status()["reason"] == "PodsStarting"
+        for look in (2, 3):  # found in the second, and remembered while others are asked about
+            await operator.look(1)
+            assert api.calls.count(("GET", "events")) == 3 * look
+            told = api.status()["reason"], api.status()["message"]
+            assert told == ("FailedMount", 'worker-4: configmap "missing" not found')
+        api.told = []
+        await operator.look(2)
+        assert api.status()["reason"] == "PodsStarting"
 
     run(test)
 
