@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from paceline.server.roll import Roll
+from paceline.server.service import TICK_SECONDS
 from paceline_core.errors import PeerLost
 
-from .conftest import Run
+from .conftest import Run, eventually
 from .test_failures import with_line
 from .test_wire import Served, Trainee
 
@@ -58,29 +59,58 @@ def shards(request: pytest.FixtureRequest) -> Iterator[list[Served]]:
         server.stop()
 
 
-def test_no_shard_ends_under_a_worker_that_took_the_place_of_another(shards: list[Served]) -> None:
-    addresses = ",".join(s.address for s in shards)
+def a_worker(shards: list[Served], ordinal: int, incarnation: int = 0) -> Trainee:
+    asked = {"strategy": "Asynchronous", "workers": 2, "shards": len(shards), "ordinal": ordinal}
+    return Trainee(",".join(s.address for s in shards), width=4, incarnation=incarnation, **asked)
 
-    def worker(ordinal: int, incarnation: int = 0) -> Trainee:
-        asked = {"strategy": "Asynchronous", "workers": 2, "shards": len(shards), "ordinal": ordinal}
-        return Trainee(addresses, width=4, incarnation=incarnation, **asked)
 
+def two_workers(shards: list[Served]) -> Iterator[Trainee]:
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(worker, range(2))
+        yield from pool.map(lambda ordinal: a_worker(shards, ordinal), range(2))
+
+
+def all_end_well(shards: list[Served]) -> None:
+    for shard in shards:
+        shard.thread.join(20)
+        assert not shard.thread.is_alive()
+        assert shard.error is None
+
+
+def test_no_shard_ends_under_a_worker_that_took_the_place_of_another(shards: list[Served]) -> None:
+    first, second = two_workers(shards)
     for each in (first, second):
         each.steps(range(2))
     second.weights()  # its script ended well, but its pod was evicted, say, and is made anew
-    third = worker(1, incarnation=9)
+    third = a_worker(shards, 1, incarnation=9)
     third.steps(range(2))
     first.weights()
     assert shards[0].service.aggregator.workers[1].state == "training"
     third.steps(range(2, 30))
     third.weights()
-    for shard in shards:
-        shard.thread.join(20)
-        assert not shard.thread.is_alive()
-        assert shard.error is None
+    all_end_well(shards)
     assert shards[0].service.aggregator.version == 34
+
+
+def test_no_shard_ends_while_a_lost_worker_may_come_back_and_all_others_have_left(
+    shards: list[Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.server.roll.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("paceline.server.service.FAREWELL_SECONDS", 0.0)
+    first, second = two_workers(shards)
+    for each in (first, second):
+        each.steps(range(2))
+    second.vanish()
+    eventually(lambda: 1 in shards[0].service.roll.lost)
+    first.weights()
+    eventually(lambda: 0 in shards[-1].service.roll.left)
+    for shard in shards:
+        shard.thread.join(5 * TICK_SECONDS)
+        assert shard.thread.is_alive()
+    third = a_worker(shards, 1, incarnation=9)
+    third.steps(range(2))
+    third.weights()
+    all_end_well(shards)
+    assert shards[0].service.aggregator.version == 6
 
 
 def test_the_others_of_a_synchronous_training_are_told_who_went_without_a_goodbye(

@@ -268,10 +268,17 @@ class Terminal:
         while self.text.count(words_) < times:
             assert self._read(), self.text
 
-    def close(self) -> int:
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait(timeout=30)
+        os.close(self._master)
+
+    def wait(self) -> int:
         while self._read():
             pass
-        os.close(self._master)
         return self.process.wait(timeout=30)
 
     def _read(self) -> bool:
@@ -285,10 +292,10 @@ class Terminal:
 def test_ctrl_c_is_the_way_to_leave_top(tmp_path: Path) -> None:
     with serving({"/status": (200, straggling())}) as address:
         a_run(tmp_path / "x", endpoints={"status": f"{address}/status"})
-        terminal = Terminal("top", str(tmp_path / "x"))
-        terminal.read_until("worker-2 makes the others wait", times=3)  # it renews itself
-        terminal.process.send_signal(signal.SIGINT)
-        assert terminal.close() == 0
+        with Terminal("top", str(tmp_path / "x")) as terminal:
+            terminal.read_until("worker-2 makes the others wait", times=3)  # it renews itself
+            terminal.process.send_signal(signal.SIGINT)
+            assert terminal.wait() == 0
     assert "Traceback" not in terminal.text
 
 
@@ -296,10 +303,10 @@ def test_top_ends_with_the_run(tmp_path: Path) -> None:
     with serving({"/status": (200, straggling())}) as address:
         folder = tmp_path / "x"
         a_run(folder, endpoints={"status": f"{address}/status"})
-        terminal = Terminal("top", str(folder))
-        terminal.read_until("makes the others wait")
-        (folder / "new").write_text(json.dumps(a_result(straggling())))
-        (folder / "new").rename(folder / "result.json")
-        assert terminal.close() == 0
+        with Terminal("top", str(folder)) as terminal:
+            terminal.read_until("makes the others wait")
+            (folder / "new").write_text(json.dumps(a_result(straggling())))
+            (folder / "new").rename(folder / "result.json")
+            assert terminal.wait() == 0
     assert "Succeeded" in terminal.text
     assert "worker-2 made the others wait" in terminal.text

@@ -1,5 +1,6 @@
 """How the other shards follow shard 0: each tells it of complete pushes, and carries out the orders that it gives.
 
+When the training is over is for shard 0 alone to say: a follower cannot tell a worker that left from one that was lost.
 Two connections for each follower, each used in one direction: `arrivals` (follower to shard 0) and `orders` (back).
 """
 
@@ -22,21 +23,35 @@ class Followers:
     def __init__(self, sequencer: Callable[[], Sequencer], fail: Callable[[Exception], None]) -> None:
         self._sequencer, self._fail = sequencer, fail
         self._orders: dict[int, Channel] = {}
+        self._lock = threading.Lock()  # one frame at a time, and the last one last
+        self._over = False
         self._closing = threading.Event()
 
     def give(self, event: Event, actions: Sequence[Action]) -> None:
-        """Send an order to every follower; called in the order of decisions, one at a time."""
-        for channel in self._orders.values():
-            try:
-                channel.send_json(Header(Kind.ORDER, channel.training), to_wire(event, actions))
-            except PeerLost as error:
-                self._fail(error)
+        """Send an order to every follower; called in the order of decisions."""
+        self._tell(Kind.ORDER, to_wire(event, actions))
+
+    def end(self) -> None:
+        """Tell every follower that the training is over."""
+        self._tell(Kind.END, {})
+
+    def _tell(self, kind: Kind, value: dict[str, Any]) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._over = kind is Kind.END
+            for channel in self._orders.values():
+                try:
+                    channel.send_json(Header(kind, channel.training), value)
+                except PeerLost as error:
+                    self._fail(error)
 
     def serve_orders(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
         """Keep the connection on which the follower hears."""
         channel.peer = f"{asked['role']}-{hello.worker}"
-        channel.send_json(Header(Kind.READY, channel.training), {})
-        self._orders[hello.worker] = channel
+        with self._lock:
+            channel.send_json(Header(Kind.READY, channel.training), {})
+            self._orders[hello.worker] = channel
         self._closing.wait()
 
     def serve_arrivals(self, channel: Channel, hello: Header, asked: dict[str, Any]) -> None:
@@ -50,7 +65,7 @@ class Followers:
                     raise ProtocolError("unexpected", f"{header.kind.name} from a follower")
                 self._sequencer().arrived(hello.worker, event_from_wire(channel.json(header)))
         except (PeerLost, EOFError, ProtocolError) as error:
-            if not self._closing.is_set():
+            if not self._over and not self._closing.is_set():
                 self._fail(PeerLost(f"ps-{hello.worker} was lost: {error}"))
             raise
 
@@ -74,9 +89,8 @@ class Leader:
             self._arrivals.send_json(Header(Kind.ARRIVED, self._arrivals.training), event_to_wire(event))
 
     def listen(self) -> None:
-        """Follow orders until shard 0 closes the connection (EOFError) or is lost (PeerLost)."""
-        while True:
-            header = self._orders.header(idle=True)
+        """Follow orders until shard 0 says that the training is over. Raises EOFError, PeerLost, ProtocolError."""
+        while (header := self._orders.header(idle=True)).kind is not Kind.END:
             if header.kind is not Kind.ORDER:
                 raise ProtocolError("unexpected", f"{header.kind.name} from shard 0")
             self._follow(*from_wire(self._orders.json(header)))

@@ -51,7 +51,7 @@ class ParameterService:
         self.followers = Followers(self._sequencer, self.fail)
         self.reports = Reports(self.roll, self.aggregator, self._left, self.fail)
         self.leader: Leader | None = None
-        self._orders_over = threading.Event()  # nothing more will come from shard 0
+        self._over = threading.Event()  # shard 0 has said so
         handlers = {"lane": self.lanes.serve}
         if self.first:
             handlers |= {
@@ -65,12 +65,10 @@ class ParameterService:
         """Serve until every worker has left, then write the weights. Raises what made the training fail."""
         pages = {"/trace": self.trace.to_json} | ({"/status": self.aggregator.status} if self.first else {})
         web = serve(self.launch.metrics, self.metrics, pages)
-        self.door.open()
-        if self.first:
-            self._orders_over.set()
-        else:
+        if not self.first:
             self.leader = Leader(self.launch, self._follow)
             threading.Thread(target=self._listen, name="orders", daemon=True).start()
+        self.door.open()
         try:
             self._wait()
         finally:
@@ -96,11 +94,16 @@ class ParameterService:
                 raise failure
             for worker in self.roll.overdue():
                 self._lost(worker)
-            if self.roll.finished():
-                self._orders_over.wait(FAREWELL_SECONDS)
+            if self._finished():
                 return
             self.metrics.set(metrics.CONNECTED, self.roll.connected_workers())
             self.metrics.set(metrics.QUEUE, len(executor.pushes) if executor else 0)
+
+    def _finished(self) -> bool:
+        if self.first and self.roll.finished():
+            self.followers.end()
+            self._over.set()
+        return self._over.is_set()
 
     def _say_why(self, failure: Exception) -> None:
         known = (
@@ -204,11 +207,9 @@ class ParameterService:
         assert self.leader is not None, "only the other shards follow"
         try:
             self.leader.listen()
+            self._over.set()
         except (PacelineError, EOFError) as error:
-            if not self.roll.finished():
-                self.fail(PeerLost(f"ps-0 was lost: {error}"))
-        finally:
-            self._orders_over.set()
+            self.fail(PeerLost(f"ps-0 was lost: {error}"))
 
 
 def _machine(launch: Launch) -> Machine:

@@ -44,6 +44,7 @@ class Kind(IntEnum):
     VALUE = 17  # server 0 or coordinator -> worker, JSON: its result
     CLOCK = 18  # worker -> server 0 or coordinator: what time is it? A VALUE answers
     WAITING = 19  # coordinator -> worker: do you wait for others? The same back, JSON: in which step
+    END = 20  # server 0 -> server k, JSON: the training is over, nothing more will come
 
 
 BULK = {Kind.INITIAL, Kind.PUSH, Kind.PARAMETERS, Kind.STATICS}
