@@ -9,7 +9,7 @@ import pytest
 from paceline_core.launch import Role
 
 from .conftest import Run
-from .test_wire import launch
+from .inprocess import launch
 
 SHOW = "import sys, paceline; print(paceline.rank(), paceline.world_size(), 'torch' in sys.modules)"
 

@@ -19,7 +19,7 @@ from paceline.wire.frames import Header, Kind
 from paceline_core.launch import Role
 from paceline_core.spec import Level
 
-from .test_wire import ID, launch
+from .inprocess import ID, launch
 
 TRAINING = bytes.fromhex(ID)
 

@@ -11,8 +11,8 @@ from paceline.server.service import TICK_SECONDS
 from paceline_core.errors import PeerLost
 
 from .conftest import Run, eventually
+from .inprocess import Served, Trainee, equal
 from .test_failures import with_line
-from .test_wire import Served, Trainee
 
 
 def rolled(*connected: tuple[int, int]) -> Roll:
@@ -111,6 +111,25 @@ def test_no_shard_ends_while_a_lost_worker_may_come_back_and_all_others_have_lef
     third.weights()
     all_end_well(shards)
     assert shards[0].service.aggregator.version == 6
+
+
+def test_a_lost_worker_is_waited_for_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.server.roll.GRACE_SECONDS", 0.0)
+    server = Served(strategy="Asynchronous", replaced=True)
+    first = Trainee(server.address, width=4, strategy="Asynchronous")
+    first.steps(range(3))
+    first.vanish()
+    with server.service.roll.changed:
+        assert server.service.roll.changed.wait_for(lambda: server.service.roll.lost, 20)
+    second = Trainee(server.address, width=4, strategy="Asynchronous", incarnation=9)
+    assert equal(dict(second.model.named_parameters()), dict(first.model.named_parameters())), (
+        "no first parameters again"
+    )
+    second.steps(range(3, 6))
+    second.weights()
+    server.thread.join(20)
+    assert not server.thread.is_alive(), "the replacement was the last"
+    assert (server.error, server.service.aggregator.version) == (None, 6)
 
 
 def test_the_others_of_a_synchronous_training_are_told_who_went_without_a_goodbye(

@@ -13,7 +13,7 @@ from paceline_core.errors import UsageError
 from paceline_core.launch import Role
 
 from .conftest import Run
-from .test_wire import Served, launch
+from .inprocess import Served, launch
 
 STEPS = 6
 Step = Callable[[nn.Module, torch.optim.Optimizer, int], None]

@@ -1,9 +1,8 @@
-"""A server under garbage and broken connections: nothing changes, nothing is applied twice, nobody hangs."""
+"""A server under garbage: nothing changes, nobody hangs."""
 
 import random
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,61 +11,12 @@ import torch
 
 import paceline_credentials
 from paceline import metrics
-from paceline.server import roll
-from paceline.server.service import ParameterService
 from paceline.wire.frames import HEADER_BYTES, Header, Kind
-from paceline.worker.measuring import Measuring
-from paceline.worker.session import Session
-from paceline_core.launch import Launch, Role
-from paceline_core.spec import TrainingSpec
 
 from .conftest import eventually
+from .inprocess import ID, Cutting, Served, Trainee, equal, train
 
-ID = "5a" * 16
-GARBAGE, STEPS = 10_000, 30
-
-
-def launch(
-    role: Role,
-    addresses: str = "127.0.0.1:1",
-    strategy: str = "Synchronous",
-    workers: int = 1,
-    shards: int = 1,
-    ordinal: int = 0,
-    **more: object,
-) -> Launch:
-    container = {"name": "trainer", "command": ["x"]}
-    spec = {
-        "topology": "ParameterServer",
-        "parameterServer": {"strategy": strategy, "replicas": shards},
-        "workers": {"replicas": workers, "template": {"spec": {"containers": [container]}}},
-        "gradients": {"bucketMib": 0.01, "timeoutSeconds": 20},
-        "security": {"transport": "TLS" if "tls" in more else "Insecure"},
-    }
-    servers = tuple(addresses.split(","))
-    return Launch(role, ordinal, "test", ID, TrainingSpec.model_validate(spec), servers, **more)  # type: ignore[arg-type]
-
-
-class Served:
-    """A parameter server in a thread of this process."""
-
-    def __init__(self, output: Path | None = None, **more: object) -> None:
-        self.service = ParameterService(launch(Role.SERVER, output=str(output) if output else None, **more))
-        self.address = self.service.door.address
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.service.run()
-        except Exception as error:
-            self.error = error
-
-    def stop(self) -> None:
-        self.service.stopping.set()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
+GARBAGE = 10_000
 
 
 @pytest.fixture
@@ -74,45 +24,6 @@ def served() -> Iterator[Served]:
     server = Served()
     yield server
     server.stop()
-
-
-class Trainee:
-    """A worker in this thread."""
-
-    def __init__(self, addresses: str, width: int = 80, **more: object) -> None:
-        torch.manual_seed(1)
-        self.model = torch.nn.Sequential(torch.nn.Linear(40, width), torch.nn.BatchNorm1d(width))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
-        worker = launch(Role.WORKER, addresses, **more)
-        self.session = Session(worker, self.model, self.optimizer, Measuring.of(worker), None)
-
-    def steps(self, numbers: range) -> None:
-        for number in numbers:
-            self.optimizer.zero_grad()
-            x = torch.arange(160, dtype=torch.float32).reshape(4, 40)
-            self.model(x + number).pow(3).mean().backward()
-            self.session.step()
-
-    def vanish(self) -> None:
-        """As a process that is killed: connections end without a word."""
-        self.session.reporter._stop.set()
-        for channel in (self.session.reporter._channel, *(lane._channel for lane in self.session._lanes)):
-            if channel is not None:
-                channel.close()
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        self.session.leave()
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-
-
-def train(address: str, steps: int, width: int = 80) -> dict[str, torch.Tensor]:
-    trainee = Trainee(address, width)
-    trainee.steps(range(steps))
-    return trainee.weights()
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def send(address: str, data: bytes) -> None:
@@ -205,78 +116,6 @@ def test_garbage_at_a_tls_port_changes_nothing(tmp_path: Path) -> None:
     assert (server.error, server.service.aggregator.version) == (None, 2)
 
 
-class Cutting:
-    """A relay to the server that cuts each connection after a random number of bytes, both ways."""
-
-    def __init__(self, target: str, chance: random.Random, cuts: int) -> None:
-        self.target, self.chance, self.cuts = target, chance, cuts
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.lock = threading.Lock()
-        self.sockets: list[socket.socket] = []
-        self.sent: list[bytearray] = []  # by the client, of each connection
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            host, _, port = self.target.rpartition(":")
-            server = socket.create_connection((host, int(port)))
-            self.sockets += [client, server]
-            with self.lock:
-                cut = self.cuts > 0
-                self.cuts -= cut
-                budget = [self.chance.randrange(500, 200_000) if cut else 1 << 60]
-            self.sent.append(bytearray())
-            for a, b, record in ((client, server, self.sent[-1]), (server, client, bytearray())):
-                threading.Thread(target=self._relay, args=(a, b, budget, record), daemon=True).start()
-
-    def _relay(self, source: socket.socket, target: socket.socket, budget: list[int], record: bytearray) -> None:
-        try:
-            while data := source.recv(8192):
-                record += data
-                with self.lock:
-                    allowed = data[: max(0, budget[0])]
-                    budget[0] -= len(allowed)
-                target.sendall(allowed)
-                if len(allowed) < len(data):
-                    break
-        except OSError:
-            pass
-        for each in (source, target):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def close(self) -> None:
-        self.listener.close()
-        for each in self.sockets:
-            each.close()
-
-
-@pytest.mark.parametrize("attempt", range(5))
-def test_a_retry_after_a_broken_connection_is_never_applied_twice(attempt: int) -> None:
-    plain = Served()
-    expected = train(plain.address, STEPS)
-    plain.stop()
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    server = Served()
-    relay = Cutting(server.address, random.Random(seed), cuts=12)
-    try:
-        found = train(relay.address, STEPS)
-    finally:
-        relay.close()
-        server.stop()
-    assert server.service.aggregator.version == STEPS
-    assert server.service.roll.left == {0}
-    assert equal(found, expected)
-
-
 def recorded(steps: int, width: int) -> tuple[list[list[bytes]], dict[str, torch.Tensor]]:
     """Every frame that a worker sends in a whole training, by connection; and the weights it ends with."""
     server = Served()
@@ -313,22 +152,3 @@ def test_every_truncation_of_every_frame_changes_nothing() -> None:
     found = trainee.weights()
     server.stop()
     assert equal(found, expected)
-
-
-def test_a_lost_worker_is_waited_for_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roll, "GRACE_SECONDS", 0.0)
-    server = Served(strategy="Asynchronous", replaced=True)
-    first = Trainee(server.address, width=4, strategy="Asynchronous")
-    first.steps(range(3))
-    first.vanish()
-    with server.service.roll.changed:
-        assert server.service.roll.changed.wait_for(lambda: server.service.roll.lost, 20)
-    second = Trainee(server.address, width=4, strategy="Asynchronous", incarnation=9)
-    assert equal(dict(second.model.named_parameters()), dict(first.model.named_parameters())), (
-        "no first parameters again"
-    )
-    second.steps(range(3, 6))
-    second.weights()
-    server.thread.join(20)
-    assert not server.thread.is_alive(), "the replacement was the last"
-    assert (server.error, server.service.aggregator.version) == (None, 6)
