@@ -34,11 +34,10 @@ def kubectl(*arguments: str, check: bool = True, text: str | None = None, limit:
     return done.stdout + done.stderr
 
 
-def helm(command: str, values: dict[str, Any] | None = None) -> str:
+def helm(command: str, values: dict[str, Any] | None = None, namespace: str = SYSTEM) -> str:
     python, script = str(ROOT / ".venv/bin/python"), str(Path(__file__).with_name("helm.py"))
-    done = subprocess.run(
-        inside(python, script, command, json.dumps(values or {})), capture_output=True, text=True, timeout=900
-    )
+    called = inside(python, script, command, json.dumps(values or {}), namespace)
+    done = subprocess.run(called, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -12,9 +12,9 @@ CHART = Path(__file__).parents[2] / "charts/paceline"
 RELEASE, NAMESPACE = "paceline", "paceline-system"
 
 
-def config() -> Config:
+def config(namespace: str) -> Config:
     """Helm in the cluster of KUBECONFIG."""
-    return Config(kubeconfig_path=os.environ["KUBECONFIG"], namespace=NAMESPACE)
+    return Config(kubeconfig_path=os.environ["KUBECONFIG"], namespace=namespace)
 
 
 def main() -> int:
@@ -22,15 +22,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["install", "upgrade", "test", "uninstall"])
     parser.add_argument("values", nargs="?", default="{}", help="as YAML")
+    parser.add_argument("namespace", nargs="?", default=NAMESPACE)
     options = parser.parse_args()
-    values, helm = yaml.safe_load(options.values), config()
+    values, namespace = yaml.safe_load(options.values), options.namespace
+    helm = config(namespace)
     match options.command:
         case "install":
             helm.install(
-                str(CHART), RELEASE, values, namespace=NAMESPACE, create_namespace=True, wait="watcher", timeout=180
+                str(CHART), RELEASE, values, namespace=namespace, create_namespace=True, wait="watcher", timeout=180
             )
         case "upgrade":
-            helm.upgrade(str(CHART), RELEASE, values, namespace=NAMESPACE, wait="watcher", timeout=180)
+            helm.upgrade(str(CHART), RELEASE, values, namespace=namespace, wait="watcher", timeout=180)
         case "test":
             print(helm.test(RELEASE, timeout=600, logs=True))
         case "uninstall":

@@ -3,10 +3,13 @@
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.charts.test_chart import render
+from tests.cluster import audit
 from tests.cluster.conftest import (
     HOME,
     OWN,
@@ -16,6 +19,7 @@ from tests.cluster.conftest import (
     SYSTEM,
     Trainings,
     container_of,
+    example,
     helm,
     kubectl,
     training,
@@ -86,3 +90,36 @@ def test_trainings_outlive_an_uninstallation(trainings: Trainings) -> None:
     helm("install", SETTINGS)
     trainings.kubectl("delete", "dt", "kept")
     wait_for(lambda: not trainings.pods("kept"), "the pods to go", 60)
+
+
+ALONE = {**SETTINGS, "rbac": {"scope": "Namespace"}, "crds": {"enabled": False, "admissionPolicy": False}}
+
+
+@pytest.fixture
+def alone(trainings: Trainings) -> Iterator[Trainings]:
+    """A namespace whose operator is its own; the one for all namespaces rests."""
+    out = Trainings("paceline-alone")
+    scale = ("scale", "-n", SYSTEM, "deploy/paceline", "--timeout=60s")
+    try:
+        kubectl(*scale, "--replicas=0")
+        helm("install", ALONE, out.namespace)
+        yield out
+        helm("uninstall", namespace=out.namespace)
+    finally:
+        kubectl(*scale, "--replicas=1")
+        kubectl("rollout", "status", "-n", SYSTEM, "deploy/paceline", "--timeout=90s")
+        kubectl("delete", "namespace", out.namespace, "--wait=true", "--timeout=100s", limit=130)
+
+
+def test_an_operator_of_one_namespace_needs_no_right_elsewhere(alone: Trainings, trainings: Trainings) -> None:
+    trainings.apply(training("elsewhere", ["sleep", "1"]))
+    alone.apply(training("here", ["python", "-c", "print('no training')"]))
+    alone.apply(example("digits"))
+    assert alone.wait("digits")["phase"] == "Succeeded"
+    assert alone.wait("here")["phase"] == "Failed"
+    assert (trainings.status("elsewhere"), trainings.pods("elsewhere")) == ({}, [])
+    if OWN:
+        granted = render(ALONE)
+        used, forbidden = audit.asked(f"system:serviceaccount:{alone.namespace}:paceline", granted)
+        assert forbidden == []
+        assert used <= audit.granted(granted)

@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,20 @@ def nothing_left(trainings: Trainings) -> bool:
     return "No resources found" in trainings.kubectl("get", kinds, "-l", "paceline.dev/training")
 
 
+def test_which_pods_are_left_is_for_the_user_to_say(trainings: Trainings) -> None:
+    left = {"All": set(), "None": {"ps", "worker"}}  # what does not happen is looked for last
+    for policy in left:
+        trainings.apply(training(policy.lower(), [*DIGITS, "--epochs", "1"], cleanPodPolicy=policy))
+    for policy, roles in left.items():
+        name = policy.lower()
+        assert trainings.wait(name)["phase"] == "Succeeded"
+        wait_for(partial(has, trainings, name, roles), f"pods of {roles or 'nobody'}")
+
+
+def has(trainings: Trainings, name: str, roles: set[str]) -> bool:
+    return {p["metadata"]["labels"]["paceline.dev/role"] for p in trainings.pods(name)} == roles
+
+
 @pytest.mark.parametrize(("name", "least"), [("digits-async", 0.9), ("digits-allreduce", 0.97)])
 def test_other_modes_learn_digits(trainings: Trainings, name: str, least: float) -> None:
     trainings.apply(example(name))
@@ -90,16 +106,30 @@ def run_in_a_pod(trainings: Trainings, manifest: dict[str, Any]) -> str:
     return trainings.kubectl("logs", "local")
 
 
-def test_a_deleted_worker_of_an_asynchronous_training_is_replaced_alone(trainings: Trainings) -> None:
+def delete(trainings: Trainings, pod: str) -> None:
+    trainings.kubectl("delete", "pod", pod, "--wait=false")
+
+
+def evict(trainings: Trainings, pod: str) -> None:
+    """As `kubectl drain` does it."""
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+    path = f"/api/v1/namespaces/{trainings.namespace}/pods/{pod}/eviction"
+    trainings.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(eviction))
+
+
+@pytest.mark.parametrize(("take", "reason"), [(delete, "PodDeleted"), (evict, "Evicted")])
+def test_a_worker_taken_from_an_asynchronous_training_is_replaced_alone(
+    trainings: Trainings, take: Callable[[Trainings, str], None], reason: str
+) -> None:
     manifest = training("replace", [*DIGITS, "--epochs", "60", "--lr", "0.02"], workers=3, strategy="Asynchronous")
     trainings.apply(manifest)
     wait_for(lambda: trainings.status("replace").get("step"), "the first steps", 120)
     before = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods("replace")}
-    trainings.kubectl("delete", "pod", "replace-worker-1", "--wait=false")
+    take(trainings, "replace-worker-1")
     status = trainings.wait("replace", 400)
     assert status["phase"] == "Succeeded", status
     assert (status["attempt"], status["restarts"]) == (0, 0)
-    assert [(f["replica"], f["reason"]) for f in status["failures"]] == [("worker-1", "PodDeleted")]
+    assert [(f["replica"], f["reason"]) for f in status["failures"]] == [("worker-1", reason)]
     after = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods("replace", "worker")}
     assert {n for n, uid in after.items() if before[n] != uid} == {"replace-worker-1"}
 
