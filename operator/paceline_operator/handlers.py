@@ -19,6 +19,7 @@ log = logging.getLogger("paceline.operator")
 WATCH_SECONDS = 300  # after which a watch is begun anew, even if the connection died unnoticed
 CONNECT_SECONDS = 10
 WATCH_AGAIN_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 15.0
+END_SECONDS = 10.0  # that kopf may take to end its tasks; it gives them 5
 
 
 class Pauses:
@@ -78,12 +79,31 @@ async def watch(queue: WorkQueue[Key], health: Health, settings: Settings, stop:
     scope["identity"] = settings.identity
     while not stop.is_set():
         try:
-            await kopf.operator(registry=registry(queue, health), standalone=True, **scope)
+            await _run(registry=registry(queue, health), standalone=True, **scope)
             stop.set()
         except Exception:  # whatever the API server put into a watch: that etcd has no leader, say
             log.exception("the watches broke, and begin anew in %g s", WATCH_AGAIN_SECONDS)
             stop_on_signals(stop)  # kopf has put its own handlers in the place of these
             await asyncio.sleep(WATCH_AGAIN_SECONDS)
+
+
+async def _run(**how: Any) -> None:
+    """Run kopf until it ends, and see to it that it does.
+
+    It cancels each task once, and waits. But a watch that still waits for its answer takes that for the end of a pause,
+    if the task that waits for pauses was cancelled before it, and goes on without an end (kopf 1.45, clients/api.py).
+    """
+    others = asyncio.all_tasks()
+    roots = set(await kopf.spawn_tasks(**how))
+    running = asyncio.create_task(kopf.run_tasks(roots, ignored=others))
+    try:
+        await asyncio.wait(roots, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        running.cancel()
+    while not (await asyncio.wait({running}, timeout=END_SECONDS))[0]:
+        for task in asyncio.all_tasks() - others - roots - {running}:
+            task.cancel()
+    await running
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

@@ -130,9 +130,10 @@ class Watched(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, failures: int, errors: int) -> None:
+    def __init__(self, failures: int, errors: int, silent: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Watcher)
         self.failures, self.errors = failures, errors  # of lists; in watches
+        self.silent = silent  # watches in which nothing happens are not even answered
         self.end = threading.Event()
 
 
@@ -154,6 +155,9 @@ class Watcher(BaseHTTPRequestHandler):
         return self._answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})
 
     def _watch(self, path: str) -> None:
+        if self.server.silent and "pods" in path:
+            self.server.end.wait(30)
+            return
         self.send_response(200)
         self.end_headers()
         if "distributedtrainings" in path:
@@ -215,13 +219,16 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     monkeypatch.setattr(handlers, "LONGEST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(handlers, "WATCH_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(handlers, "END_SECONDS", 0.1)
     yield server
     server.end.set()
     server.shutdown()
     server.server_close()
 
 
-@pytest.mark.parametrize("watched", [(0, 0), (30, 0), (0, 1)], indirect=True, ids=["well", "busy", "confused"])
+@pytest.mark.parametrize(
+    "watched", [(0, 0), (30, 0), (0, 1), (0, 3, True)], indirect=True, ids=["well", "busy", "confused", "silent"]
+)
 def test_the_watches_go_on(watched: Watched) -> None:
     seen: list[Key] = []
 
