@@ -118,6 +118,8 @@ class Cutting:
                 return
             host, _, port = self.target.rpartition(":")
             server = socket.create_connection((host, int(port)))
+            for each in (client, server):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.sockets += [client, server]
             with self.lock:
                 cut = self.cuts > 0

@@ -21,7 +21,8 @@ from paceline_core.errors import PacelineError, PeerLost, ProtocolError
 from paceline_core.launch import Launch, Slowed
 
 RECONNECT_SECONDS = 10.0
-ATTEMPTS = 5  # for one push
+ATTEMPTS = 5  # for one push, at least; and for as long as it takes to connect again
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between two attempts, from the second failure on
 MARGIN_SECONDS = 15.0  # the server's limit passes first, because its error names who was waited for
 
 
@@ -121,7 +122,8 @@ class Lane:
             self._drop()  # the commit connects again and repeats the whole push
 
     def _exchange(self, commit: Commit) -> Answer:
-        for attempt in range(ATTEMPTS):
+        failures, until = 0, 0.0
+        while True:
             try:
                 if self._channel is None:
                     self._channel = self._connect(commit)
@@ -129,11 +131,11 @@ class Lane:
                 return self._ask(self._channel, commit)
             except (PeerLost, ProtocolError) as error:
                 self._drop()
-                final = error.from_peer or isinstance(error.__cause__, TimeoutError) or attempt == ATTEMPTS - 1
-                if final or (isinstance(error, ProtocolError) and error.reason != "truncated"):
+                failures, until = failures + 1, until or time.monotonic() + RECONNECT_SECONDS
+                if _is_final(error) or (failures >= ATTEMPTS and time.monotonic() > until):
                     raise
                 self._retried()
-        raise AssertionError("the last attempt returns or raises")
+                time.sleep(_pause(failures))
 
     def _connect(self, commit: Commit) -> Channel:
         joining = commit.header.kind is Kind.JOIN
@@ -206,6 +208,16 @@ class Lane:
         if self._channel:
             self._channel.close()
         self._channel = None
+
+
+def _is_final(error: PeerLost | ProtocolError) -> bool:
+    """Whether another connection would not help: the server said so, was too slow, or does not speak our protocol."""
+    slow, cut = isinstance(error.__cause__, TimeoutError), isinstance(error, PeerLost) or error.reason == "truncated"
+    return error.from_peer or slow or not cut
+
+
+def _pause(failures: int) -> float:
+    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (failures - 2)) if failures > 1 else 0.0
 
 
 def answers(commits: Sequence[Commit]) -> list[Answer]:
