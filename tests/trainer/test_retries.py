@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from paceline.worker.lane import ATTEMPTS
+from paceline.wire import retries
+from paceline.wire.retries import ATTEMPTS, persist
+from paceline_core.errors import PacelineError, PeerLost, ProtocolError, Unreachable
 
 from .inprocess import Cutting, Served, equal, train
 
@@ -46,3 +48,47 @@ def test_a_network_that_breaks_every_connection_for_a_while_ends_nothing() -> No
         relay.close()
         server.stop()
     assert (server.error, server.service.aggregator.version) == (None, 2)
+
+
+def from_peer() -> PacelineError:
+    error = PeerLost("worker-1 was lost")
+    error.from_peer = True
+    return error
+
+
+def too_slow() -> PacelineError:
+    error = PeerLost("ps-0 did not answer within 60 s")
+    error.__cause__ = TimeoutError()
+    return error
+
+
+BROKEN, CUT = PeerLost("the connection broke"), ProtocolError("truncated", "closed in the middle of a frame")
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (BROKEN, ATTEMPTS),
+        (CUT, ATTEMPTS),
+        (Unreachable("nobody is there"), 1),
+        (from_peer(), 1),
+        (too_slow(), 1),
+        (ProtocolError("bad_magic", "speaks something else"), 1),
+    ],
+    ids=str,
+)
+def test_what_another_connection_may_mend_is_tried_again(
+    error: PacelineError, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "TRY_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.0)
+    tried = 0
+
+    def attempt() -> None:
+        nonlocal tried
+        tried += 1
+        raise error
+
+    with pytest.raises(type(error)):
+        persist(attempt)
+    assert tried == attempts

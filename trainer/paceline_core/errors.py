@@ -7,6 +7,7 @@ PacelineError
 │   └── ModelMismatch    this worker's model or optimizer is not the one the others train
 ├── ProtocolError        a peer sent something that is not a valid frame; its connection ends
 ├── PeerLost             a peer went away or did not answer in time: this process is a victim
+│   └── Unreachable      nobody of this training answers at its address
 └── ReplayError          a recorded run does not fit this one
 """
 
@@ -47,6 +48,10 @@ class ProtocolError(PacelineError):
 
 class PeerLost(PacelineError):
     """Another process went away or did not answer within its limit."""
+
+
+class Unreachable(PeerLost):
+    """Nobody of this training answers at an address, however often it was tried."""
 
 
 class ReplayError(PacelineError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.wire.channel import Channel
-from paceline_core.errors import PeerLost, ProtocolError
+from paceline_core.errors import ProtocolError, Unreachable
 
 RETRY_SECONDS = 0.05
 HANDSHAKE_SECONDS = 10.0
@@ -37,19 +37,19 @@ def address_of(listener: socket.socket) -> str:
 
 
 def connect(address: str, training: bytes, peer: str, tls: str | None, patience: float, timeout: float) -> Channel:
-    """Connect to `host:port`, trying again for `patience` seconds. Raises PeerLost."""
+    """Connect to `host:port`, trying again for `patience` seconds. Raises Unreachable."""
     limit = time.monotonic() + patience
     while True:
         try:
             raw = socket.create_connection(_host_and_port(address), timeout=HANDSHAKE_SECONDS)
             return _channel(raw, tls, training, peer, timeout)
         except ssl.SSLCertVerificationError as error:
-            raise PeerLost(
+            raise Unreachable(
                 f"{peer} at {address} has no certificate of this training: {error.verify_message}"
             ) from error
         except OSError as error:
             if time.monotonic() > limit:
-                raise PeerLost(f"cannot reach {peer} at {address} after {patience:g} s: {error}") from error
+                raise Unreachable(f"cannot reach {peer} at {address} after {patience:g} s: {error}") from error
             time.sleep(RETRY_SECONDS)
 
 

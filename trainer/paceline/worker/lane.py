@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from paceline.signature import Signature
 from paceline.wire import endpoint
 from paceline.wire.channel import Channel
 from paceline.wire.frames import Header, Kind
+from paceline.wire.retries import persist
 from paceline.worker.brake import Brake
 from paceline.worker.targets import Targets
 from paceline_core.buckets import Bucket, Shard
@@ -21,8 +23,6 @@ from paceline_core.errors import PacelineError, PeerLost, ProtocolError
 from paceline_core.launch import Launch, Slowed
 
 RECONNECT_SECONDS = 10.0
-ATTEMPTS = 5  # for one push, at least; and for as long as it takes to connect again
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between two attempts, from the second failure on
 MARGIN_SECONDS = 15.0  # the server's limit passes first, because its error names who was waited for
 
 
@@ -102,7 +102,7 @@ class Lane:
         while (job := self._jobs.get()) is not None:
             if isinstance(job, Commit):
                 try:
-                    job.answer = self._exchange(job)
+                    job.answer = persist(partial(self._exchange, job), self._retried)
                 except Exception as error:  # it is raised again in the training's own thread
                     job.error = error
                 self._pushed.clear()
@@ -122,20 +122,14 @@ class Lane:
             self._drop()  # the commit connects again and repeats the whole push
 
     def _exchange(self, commit: Commit) -> Answer:
-        failures, until = 0, 0.0
-        while True:
-            try:
-                if self._channel is None:
-                    self._channel = self._connect(commit)
-                    self._repeat()
-                return self._ask(self._channel, commit)
-            except (PeerLost, ProtocolError) as error:
-                self._drop()
-                failures, until = failures + 1, until or time.monotonic() + RECONNECT_SECONDS
-                if _is_final(error) or (failures >= ATTEMPTS and time.monotonic() > until):
-                    raise
-                self._retried()
-                time.sleep(_pause(failures))
+        try:
+            if self._channel is None:
+                self._channel = self._connect(commit)
+                self._repeat()
+            return self._ask(self._channel, commit)
+        except PacelineError:
+            self._drop()
+            raise
 
     def _connect(self, commit: Commit) -> Channel:
         joining = commit.header.kind is Kind.JOIN
@@ -208,16 +202,6 @@ class Lane:
         if self._channel:
             self._channel.close()
         self._channel = None
-
-
-def _is_final(error: PeerLost | ProtocolError) -> bool:
-    """Whether another connection would not help: the server said so, was too slow, or does not speak our protocol."""
-    slow, cut = isinstance(error.__cause__, TimeoutError), isinstance(error, PeerLost) or error.reason == "truncated"
-    return error.from_peer or slow or not cut
-
-
-def _pause(failures: int) -> float:
-    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (failures - 2)) if failures > 1 else 0.0
 
 
 def answers(commits: Sequence[Commit]) -> list[Answer]:

@@ -10,6 +10,7 @@ from paceline.signature import Signature
 from paceline.wire import endpoint
 from paceline.wire.channel import Channel
 from paceline.wire.frames import Header, Kind
+from paceline.wire.retries import persist
 from paceline.worker.record import Record, Row
 from paceline_core import telemetry
 from paceline_core.errors import PacelineError
@@ -46,7 +47,8 @@ class Reporter:
         self._loss: Any = None  # reported before the step that it belongs to had ended
         self._given_up = False
         self._compare_at = 0.0
-        self._channel: Channel | None = self._connect(launch.spec.run_policy.start_timeout_seconds)
+        patience = launch.spec.run_policy.start_timeout_seconds
+        self._channel: Channel | None = persist(lambda: self._connect(patience))
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -79,21 +81,24 @@ class Reporter:
 
     def _tell(self, kind: Kind, value: dict[str, Any]) -> None:
         """Send a frame, over a new connection if the old one broke; a LEAVE is answered."""
-        for attempt in range(2):
-            try:
-                if self._channel is None:
-                    self._channel = self._connect(LIMIT_SECONDS)
-                self._channel.send_json(self._header(kind), value)
-                if kind is Kind.LEAVE:
-                    self._channel.control(Kind.READY)
-                return
-            except (PacelineError, EOFError) as error:
-                if self._channel:
-                    self._channel.close()
-                self._channel = None
-                if attempt:
-                    log.warning("%s could not be sent: %s", kind.name, error)
-                    self._given_up = True
+        try:
+            persist(lambda: self._try_to_tell(kind, value))
+        except PacelineError as error:
+            log.warning("%s could not be sent: %s", kind.name, error)
+            self._given_up = True
+
+    def _try_to_tell(self, kind: Kind, value: dict[str, Any]) -> None:
+        try:
+            if self._channel is None:
+                self._channel = self._connect(LIMIT_SECONDS)
+            self._channel.send_json(self._header(kind), value)
+            if kind is Kind.LEAVE:
+                self._channel.control(Kind.READY)
+        except PacelineError:
+            if self._channel:
+                self._channel.close()
+            self._channel = None
+            raise
 
     def _connect(self, patience: float) -> Channel:
         channel = endpoint.connect(

@@ -9,7 +9,9 @@ from typing import Any
 import torch.distributed as dist
 
 from paceline.wire import endpoint
+from paceline.wire.channel import Channel
 from paceline.wire.frames import Header, Kind
+from paceline.wire.retries import persist
 from paceline_core.launch import Launch
 
 MARGIN_SECONDS = 15.0
@@ -22,11 +24,15 @@ class WireStore(dist.Store):  # type: ignore[name-defined,misc]
         super().__init__()
         self._launch, self._lock = launch, threading.Lock()
         self._seconds = launch.spec.run_policy.start_timeout_seconds
-        training = bytes.fromhex(launch.training_id)
-        self._channel = endpoint.connect(
+        self._channel = persist(self._connect)
+
+    def _connect(self) -> Channel:
+        launch, training = self._launch, bytes.fromhex(self._launch.training_id)
+        channel = endpoint.connect(
             launch.servers[0], training, "coordinator-0", launch.tls, self._seconds, self._seconds + MARGIN_SECONDS
         )
-        self._channel.introduce(self._header(Kind.HELLO), {"role": "worker", "channel": "store"})
+        channel.introduce(self._header(Kind.HELLO), {"role": "worker", "channel": "store"})
+        return channel
 
     def set(self, key: str, value: str | bytes) -> None:
         """Set a key."""
