@@ -141,7 +141,10 @@ class Reconciler:
         )
         if decision.create and not earlier:
             await self._belongings.make(subject)
-            await asyncio.gather(*(self._create(subject, it, role, i) for role, i in decision.create))
+            made = [self._create(subject, it, role, i) for role, i in decision.create]
+            for problem in await asyncio.gather(*made, return_exceptions=True):
+                if problem is not None:
+                    raise problem  # of the first pod, whichever was answered first: what is told does not change
         elif it.pods and it.memory.result is None:
             await self._belongings.keep(subject)
 

@@ -1,5 +1,6 @@
 """Pod templates as people write them: what Kubernetes takes works, and what is wrong is said, once."""
 
+import asyncio
 from fractions import Fraction
 from typing import Any
 
@@ -8,6 +9,7 @@ from kubernetes.aio import client
 
 from paceline_core.launch import Role
 from paceline_operator import objects, quantity
+from paceline_operator.cluster import Refused
 from tests.operator.api import Api, Operator, run
 from tests.operator.builders import a_spec, a_subject
 
@@ -127,6 +129,27 @@ def test_a_pod_that_is_refused_is_asked_for_again_unless_it_is_wrong(
         api.refusals.clear()
         await operator.look()
         assert bool(api.pods) == (phase == "Pending")
+
+    run(test)
+
+
+def test_of_several_refusals_the_first_pods_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[str] = []
+
+    async def refuse(pod: dict[str, Any]) -> bool:
+        name = pod["metadata"]["name"]
+        while name == "digits-ps-0" and len(answers) < 2:
+            await asyncio.sleep(0.001)
+        answers.append(name)
+        raise Refused("PodRefused", f"no {name}")
+
+    async def test(api: Api, found: client.ApiClient) -> None:
+        operator = Operator(found)
+        api.create()
+        monkeypatch.setattr(operator.cluster, "create_pod", refuse)
+        await operator.look()
+        assert api.status()["message"] == "no digits-ps-0"
+        assert answers[:3] == [*answers[:2], "digits-ps-0"]
 
     run(test)
 
