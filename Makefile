@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test check bench docs crd images tools cluster cluster-down format clean
+.PHONY: help run test check lint sweep bench docs crd images tools cluster cluster-down format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,27 +30,34 @@ run: $(READY) ## train the digits example: 2 servers, 4 workers
 test: $(READY) ## every test
 	@$(BIN)/pytest
 
-check: $(READY) ## format, lint, types, layers, generated files, fast tests
+check: lint ## lint, and the fast tests
+	@$(BIN)/pytest -m "not slow"
+
+lint: $(READY) ## format, style, types, layers, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python docs/generate_reference.py --check
 	@$(BIN)/python docs/generate_metrics.py --check
+	@$(BIN)/python docs/generate_compatibility.py --check
 	@$(BIN)/python -m charts.dashboards --check
-	@$(BIN)/python -m paceline_operator.crd --check
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/python -m paceline_operator.definition.crd --check
+
+sweep: $(READY) ## random tests in their long form, with their seeds: hours
+	@PACELINE_SWEEP=50000 PACELINE_CUT_RUNS=1000 PACELINE_RUNS_AT_ONCE=40 PACELINE_KILL_STEPS=26 $(BIN)/pytest -m sweep --timeout 7200 -rP
 
 bench: $(READY) ## measure against baselines; writes benchmarks/RESULTS.md (needs iperf3 for one of them)
 	@$(BIN)/python -m benchmarks
 
-docs: $(READY) ## write docs/reference.md, docs/metrics.md and the dashboards anew
+docs: $(READY) ## write reference.md, metrics.md, compatibility.md and the dashboards anew
 	@$(BIN)/python docs/generate_reference.py
 	@$(BIN)/python docs/generate_metrics.py
+	@$(BIN)/python docs/generate_compatibility.py
 	@$(BIN)/python -m charts.dashboards
 
 crd: $(READY) ## write manifests/crd.yaml and the chart's copy anew from the specification
-	@$(BIN)/python -m paceline_operator.crd
+	@$(BIN)/python -m paceline_operator.definition.crd
 
 images: ## build both images with buildah, podman or docker (see images/build)
 	@images/build

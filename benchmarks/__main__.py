@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import attribution, cost, goodput, memory, scale, steps, stragglers
+from benchmarks import attacks, attribution, cost, goodput, memory, scale, steps, stragglers
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS = {
@@ -18,6 +18,7 @@ PARTS = {
     "cost": cost,
     "attribution": attribution,
     "scale": scale,
+    "attacks": attacks,
 }
 
 

@@ -13,7 +13,7 @@ LIMIT = 0.01
 # Without: hooks, marks, rows, traces and reports do nothing; what the exchange itself needs stays.
 SCRIPT = """
 import functools, json, time, torch, paceline
-from paceline.worker import clock, observer, steps
+from paceline.worker.observability import phase_clock, phase_hooks, step_record
 measured = True
 
 def only_when_measured(owner, name, otherwise=lambda *a, **k: None):
@@ -25,11 +25,11 @@ def keep_last(self, number, last, *_):
     self.last = last
     self._observer.step_ended()
 
-only_when_measured(clock.PhaseClock, "enter")
-for name in ("_forward", "_forward_done", "_backward", "gradient_ready"):
-    only_when_measured(observer.Observer, name)
-only_when_measured(steps.Steps, "finish", keep_last)
-only_when_measured(steps.Steps, "look_at")
+only_when_measured(phase_clock.PhaseClock, "enter")
+for name in ("_forward", "_forward_done", "backward_ended", "gradient_ready"):
+    only_when_measured(phase_hooks.Observer, name)
+only_when_measured(step_record.StepRecords, "finish", keep_last)
+only_when_measured(step_record.StepRecords, "sample_norm")
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

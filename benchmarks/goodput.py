@@ -50,16 +50,16 @@ import paceline_credentials
 from paceline.wire import endpoint
 GOAL = 2 << 30
 if rank == 0:
-    paceline_credentials.write(folder / "made", "bench")
+    paceline_credentials.write(folder / "made", "bench", ["ps-0"], 1)
     listener = socket.create_server(("127.0.0.1", 0))
     (folder / "port.tmp").write_text(str(listener.getsockname()[1])); (folder / "port.tmp").rename(folder / "port")
-    side = endpoint.server_context(str(folder / "made/server")).wrap_socket(listener.accept()[0], server_side=True)
+    side = endpoint.server_context(str(folder / "made/ps-0")).wrap_socket(listener.accept()[0], server_side=True)
     buffer, got, start = memoryview(bytearray(1 << 20)), 0, time.perf_counter()
     while got < GOAL: got += side.recv_into(buffer)
     print(json.dumps({"gbit": 8 * got / (time.perf_counter() - start) / 1e9}))
 else:
     while not (folder / "port").exists(): time.sleep(0.01)
-    channel = endpoint.connect("127.0.0.1:" + (folder / "port").read_text(), bytes(16), "x", str(folder / "made/worker"), 5, 30)
+    channel = endpoint.connect("127.0.0.1:" + (folder / "port").read_text(), bytes(16), "ps-0", str(folder / "made/worker-0"), 5, 30)
     data = memoryview(bytearray(4 << 20))
     for _ in range(GOAL // len(data)): channel.connection.sendall(data)
 """

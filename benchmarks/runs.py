@@ -48,6 +48,13 @@ def watch(
             running.stdout.read()
 
 
+def begin(script: str, workers: int) -> tuple["subprocess.Popen[str]", Path]:
+    """A run over TLS that goes on until it is terminated, and the script's folder."""
+    folder = _prepare(script, workers, 1, "Synchronous", tls=True)
+    running = subprocess.Popen(_command(folder), env=environment(), stdout=subprocess.DEVNULL, text=True)
+    return running, folder
+
+
 def _prepare(script: str, workers: int, servers: int, strategy: str, tls: bool) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="paceline-bench-"))
     (folder / "train.py").write_text(textwrap.dedent(script))

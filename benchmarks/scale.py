@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.prometheus import Prometheus
 from charts.dashboards import filled, queries
-from paceline import metrics, web
-from paceline.server.aggregator import Aggregator
-from paceline_core import telemetry
+from paceline import http_pages, metrics
+from paceline.server.observability.training_status import TrainingStatus
+from paceline_core import metric_series
 from paceline_core.attribution import PHASES
 from paceline_core.launch import Launch, Role
 from paceline_core.spec import TrainingSpec
@@ -25,7 +25,7 @@ LIMITS = {"series": 45_000, "memory": 0.5e9, "query": 1.0}
 def rows() -> Iterator[str]:
     """The table, one line at a time."""
     simulation = Simulation()
-    server = web.serve("127.0.0.1:0", simulation.metrics, {})
+    server = http_pages.serve("127.0.0.1:0", simulation.metrics, {})
     address = f"127.0.0.1:{server.server_address[1]}"
     with Prometheus({"paceline-training": [address]}, SCRAPE_SECONDS) as prometheus:
         simulation.run(SECONDS)
@@ -37,7 +37,7 @@ def rows() -> Iterator[str]:
         (seconds, panel), slow = _slowest(prometheus)
         yield f"| slowest dashboard query ({panel}), median of {REPEATS} | {seconds:.3f} s | {LIMITS['query']:g} s |"
         yield f"| slowest group of rules | {prometheus.rule_seconds():.2f} s | |"
-        yield f"| a scrape of the aggregator | {prometheus.value('max(scrape_duration_seconds)'):.2f} s | |"
+        yield f"| a scrape of the server | {prometheus.value('max(scrape_duration_seconds)'):.2f} s | |"
         yield f"| worker on top of `Who is slow?` | {slow} | {SLOW} |"
     server.shutdown()
     server.server_close()
@@ -55,7 +55,7 @@ def _slowest(prometheus: Prometheus) -> tuple[tuple[float, str], str]:
 
 
 class Simulation:
-    """A real aggregator that hears of workers which are not there."""
+    """A real server's status, told of workers which are not there."""
 
     def __init__(self) -> None:
         container = {"name": "trainer", "command": ["true"]}
@@ -66,22 +66,22 @@ class Simulation:
             }
         )
         launch = Launch(Role.SERVER, 0, "scale", "00" * 16, spec, ("127.0.0.1:1",))
-        self.metrics = metrics.of_server("scale", 0, telemetry.level(spec))
-        self._aggregator = Aggregator(launch, self.metrics)
+        self.metrics = metrics.of_server("scale", 0, metric_series.level(spec))
+        self._training_status = TrainingStatus(launch, self.metrics)
         self._chance = random.Random(0)
 
     def run(self, seconds: float) -> None:
         """Rounds and reports, for so long."""
         for worker in range(WORKERS):
-            self._aggregator.state(worker, "training")
+            self._training_status.state(worker, "training")
         limit, step = time.monotonic() + seconds, 0
         while (now := time.monotonic()) < limit:
             step += 1
             arrivals = {w: now + self._chance.gauss(0, 0.01) for w in range(WORKERS)}
             arrivals[SLOW] += LATE_SECONDS
-            self._aggregator.applied(step, dict.fromkeys(range(WORKERS), 0), arrivals)
+            self._training_status.applied(step, dict.fromkeys(range(WORKERS), 0), arrivals)
             for worker in range(step % 5, WORKERS, 5):  # at this level a worker reports every 5 s
-                self._aggregator.report(worker, [self._row(step)], {})
+                self._training_status.report(worker, [self._row(step)], {})
             time.sleep(max(0.0, now + ROUND_SECONDS - time.monotonic()))
 
     def _row(self, step: int) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from paceline import metrics as trainer
-from paceline_core.telemetry import DETAILED_WORKERS, STANDARD_WORKERS, Metric
-from paceline_operator import metrics as operator
+from paceline_core.metric_series import DETAILED_WORKERS, STANDARD_WORKERS, Metric
+from paceline_operator.observability import metrics as operator
 
 TARGET = Path(__file__).with_name("metrics.md")
 HEAD = f"""# Metrics
 
 Everything that Paceline exports for Prometheus. Written by `make docs` from the declarations in `paceline.metrics` and
-`paceline_operator.metrics`; do not edit. How to collect it: [monitoring](monitoring.md); what the words mean:
-[concepts](concepts.md).
+`paceline_operator.observability.metrics`; do not edit. How to collect it: [monitoring](monitoring.md); what the
+words mean: [concepts](concepts.md).
 
 **Levels.** `spec.observability.level` says how many series a training exports; `Auto` chooses Detailed for up to
 {DETAILED_WORKERS} workers, Standard for up to {STANDARD_WORKERS:,}, and Aggregated above. At Standard a worker has

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Iterator
 from enum import EnumType
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from paceline_core.spec import DistributedTraining, PodTemplate
+from paceline_core.pod_template import PodTemplate
+from paceline_core.spec import DistributedTraining
 
 TARGET = Path(__file__).with_name("reference.md")
 HEAD = """# Reference of the resource
@@ -43,6 +44,8 @@ def _type(field: FieldInfo) -> str:
     kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not type(None)]
     if next(_models(field.annotation), None) is not None:
         text = "object"
+    elif get_origin(field.annotation) is tuple:
+        text = "list of strings"
     elif isinstance(kinds[0], EnumType):
         text = ", ".join(str(v) for v in kinds[0])  # type: ignore[var-annotated]
     elif isinstance(kinds[0], str):

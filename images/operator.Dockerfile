@@ -16,4 +16,4 @@ LABEL org.opencontainers.image.title="paceline-operator" \
 COPY --from=build /opt/paceline /opt/paceline
 ENV PYTHONPATH=/opt/paceline PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
-ENTRYPOINT ["python3", "-m", "paceline_operator"]
+ENTRYPOINT ["python3", "-P", "-m", "paceline_operator"]

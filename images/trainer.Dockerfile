@@ -25,5 +25,5 @@ COPY --chown=1000:1000 trainer /tmp/paceline/trainer
 COPY --chown=1000:1000 operator /tmp/paceline/operator
 RUN pip install --no-cache-dir "/tmp/paceline[trainer,examples]" && rm -r /tmp/paceline
 
-ENTRYPOINT ["python", "-m", "paceline.entrypoint"]
+ENTRYPOINT ["python", "-P", "-m", "paceline.entrypoint"]
 CMD ["python", "-m", "paceline.examples.digits"]

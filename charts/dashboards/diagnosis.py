@@ -20,6 +20,7 @@ from charts.dashboards.queries import (
     rate,
     total,
 )
+from paceline_core import modes
 
 LAG_SHARE = "training_worker:paceline_lag_share:ratio5m"
 LAG = "training_worker:paceline_lag_per_round_seconds:mean5m"
@@ -152,8 +153,8 @@ SLOW = (
     ),
     lines(
         "Gradient latency",
-        "From the last local gradient being ready until the parameters that include it, or in Asynchronous the answer "
-        "with fresh ones, can be used.",
+        "From the last local gradient being ready until the parameters that include it, or in "
+        f"{modes.NOT_WAITING} the answer with fresh ones, can be used.",
         "s",
         Target(f"max({of('training:paceline_gradient_latency_seconds:p99_5m')})", "99th percentile"),
         Target(f"max({of('training:paceline_gradient_latency_seconds:median5m')})", "median worker"),
@@ -161,7 +162,7 @@ SLOW = (
     lines(
         "Own seconds per step",
         "Time in which a worker depends on nobody: all phases but wait and receive. The ten slowest workers. In "
-        "Asynchronous, where nobody waits, this shows who is slow.",
+        f"{modes.NOT_WAITING}, where nobody waits for all, this shows who is slow.",
         "s",
         Target(own(SLOWEST), "worker {{worker}}"),
         presence=Presence.WORKERS,

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from enum import Enum
 from string import Template
 
-SYNCHRONOUS, ASYNCHRONOUS, ALL_REDUCE = "Synchronous", "Asynchronous", "AllReduce"
-MODES = frozenset({SYNCHRONOUS, ASYNCHRONOUS, ALL_REDUCE})
+from paceline_core import modes
+
+ALL = frozenset(modes.MODES)
+WAITING = frozenset(modes.names(lambda it: it.knobs.names_lag))
+LATE = frozenset(modes.names(lambda it: it.knobs.rejects_late))
+WITH_SERVERS = frozenset(modes.names(lambda it: not it.ring))
 NO_MODE = frozenset[str]()
 NAMESPACES = 'namespace=~"$namespace"'  # All is `.*`, which a series without a namespace matches too
 TRAINING = 'training="$training"'
@@ -30,16 +34,17 @@ EXAMPLE = {  # what Grafana would put in, for a query that is asked outside of i
 class Presence(Enum):
     """In which modes every healthy training gives a query an answer, and what a panel says that has none."""
 
-    ALWAYS = (MODES, "No data")
-    OPERATOR = (MODES, "Only with the operator")
-    WORKERS = (MODES, "Workers are not scraped")  # so it is at level Aggregated
-    DETAILED = (MODES, "Only at level Detailed")
-    REPORTED = (MODES, "The script reports no loss")
-    ROUNDS = (frozenset({SYNCHRONOUS, ALL_REDUCE}), "Nobody waits in Asynchronous")
-    FEW = (frozenset({SYNCHRONOUS, ALL_REDUCE}), "Nobody waits, or there are more than 256 workers")
-    STALENESS = (frozenset({ASYNCHRONOUS}), "Only in Asynchronous")
-    SERVERS = (frozenset({SYNCHRONOUS, ASYNCHRONOUS}), "Only with parameter servers")
+    ALWAYS = (ALL, "No data")
+    OPERATOR = (ALL, "Only with the operator")
+    WORKERS = (ALL, "Workers are not scraped")  # so it is at level Aggregated
+    DETAILED = (ALL, "Only at level Detailed")
+    REPORTED = (ALL, "The script reports no loss")
+    ROUNDS = (WAITING, f"Nobody waits in {modes.NOT_WAITING}")
+    FEW = (WAITING, "Nobody waits, or there are more than 256 workers")
+    STALENESS = (LATE, f"Only in {modes.either(lambda it: it.knobs.rejects_late)}")
+    SERVERS = (WITH_SERVERS, "Only with parameter servers")
     STRAGGLER = (NO_MODE, "No worker is named")
+    SAVES = (NO_MODE, "Only with spec.checkpoint")
     FINISHED = (NO_MODE, "None has finished")
     TROUBLE = (NO_MODE, "None")
     GPU = (NO_MODE, "Only on GPUs")

@@ -8,14 +8,15 @@ from collections.abc import Awaitable, Callable
 
 from kubernetes.aio import client, config
 
-from paceline_operator import handlers, web
-from paceline_operator.cluster import Cluster, Key
-from paceline_operator.health import Health
-from paceline_operator.leader import lead
-from paceline_operator.metrics import Metrics
-from paceline_operator.progress import Poller
+from paceline_operator import handlers
+from paceline_operator.kubernetes_api.cluster import Cluster, Key
+from paceline_operator.kubernetes_api.leader_election import run_as_leader
+from paceline_operator.kubernetes_api.status_poller import StatusPoller
+from paceline_operator.kubernetes_api.watch_health import Health
+from paceline_operator.observability import http_pages
+from paceline_operator.observability.metrics import Metrics
+from paceline_operator.observability.training_series import TrainingSeries
 from paceline_operator.reconcile import Reconciler
-from paceline_operator.series import Trainings
 from paceline_operator.settings import Settings, read
 from paceline_operator.workqueue import WorkQueue
 
@@ -44,7 +45,7 @@ async def _run(settings: Settings) -> int:
     metrics = Metrics()
     health = Health(metrics)
     async with client.ApiClient() as api:
-        runner = await web.serve(settings.web, metrics, health)
+        runner = await http_pages.serve(settings.web, metrics, health)
         begin = _begin(api, settings, lambda: _work(Cluster(api, metrics), settings, health, metrics, stop))
         work = asyncio.create_task(begin)
         stopped = asyncio.create_task(stop.wait())
@@ -62,7 +63,7 @@ async def _run(settings: Settings) -> int:
 async def _begin(api: client.ApiClient, settings: Settings, work: Callable[[], Awaitable[None]]) -> None:
     """Work at once, or while this process holds the lease."""
     if settings.leader_election:
-        await lead(api, settings, work)
+        await run_as_leader(api, settings, work)
     else:
         await work()
 
@@ -70,11 +71,11 @@ async def _begin(api: client.ApiClient, settings: Settings, work: Callable[[], A
 async def _work(cluster: Cluster, settings: Settings, health: Health, metrics: Metrics, stop: asyncio.Event) -> None:
     """Watch, poll, resync and reconcile until cancelled, or until one of them breaks."""
     queue: WorkQueue[Key] = WorkQueue()
-    poller = Poller(settings.poll_seconds, queue.add)
-    trainings = Trainings()
-    metrics.registry.register(trainings)
-    metrics.leads()
-    reconciler = Reconciler(cluster, poller, settings, health, metrics, trainings)
+    poller = StatusPoller(settings.poll_seconds, queue.add)
+    series = TrainingSeries()
+    metrics.registry.register(series)
+    metrics.became_leader()
+    reconciler = Reconciler(cluster, poller, settings, health, metrics, series)
     log.info("looking after trainings in %s", settings.watch or "all namespaces")
     async with asyncio.TaskGroup() as group:
         group.create_task(queue.run(metrics.measured("training", reconciler.reconcile)))

@@ -1,4 +1,4 @@
-"""The shell around the operator's decisions: kopf's watches put keys into the queue, which calls reconcile."""
+"""kopf's handlers: its watches put keys into the work queue, which calls reconcile."""
 
 import asyncio
 import logging
@@ -8,9 +8,9 @@ from typing import Any
 
 import kopf
 
-from paceline_operator import labels
-from paceline_operator.cluster import HICCUPS, Cluster, Key
-from paceline_operator.health import Health, Watch
+from paceline_operator.kubernetes_api.cluster import TEMPORARY_ERRORS, Cluster, Key
+from paceline_operator.kubernetes_api.watch_health import Health, WatchHealth
+from paceline_operator.objects import labels
 from paceline_operator.reconcile import versions
 from paceline_operator.settings import Settings
 from paceline_operator.workqueue import WorkQueue
@@ -22,7 +22,7 @@ WATCH_AGAIN_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 15.0
 END_SECONDS = 10.0  # that kopf may take to end its tasks; it gives them 5
 
 
-class Pauses:
+class Backoff:
     """Seconds between two tries of one call, without end: kopf gives up, and ends, when it runs out of them."""
 
     def __iter__(self) -> Iterator[float]:
@@ -43,7 +43,7 @@ def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = WATCH_SECONDS
         settings.watching.client_timeout = WATCH_SECONDS + 60
         settings.watching.connect_timeout = CONNECT_SECONDS
-        settings.networking.error_backoffs = Pauses()
+        settings.networking.error_backoffs = Backoff()
 
     @kopf.on.login(registry=out, retries=10, backoff=1.0)
     async def login(**given: Any) -> kopf.ConnectionInfo | None:
@@ -53,20 +53,20 @@ def registry(queue: WorkQueue[Key], health: Health) -> kopf.OperatorRegistry:
     async def training_changed(event: Any, namespace: str | None, name: str | None, **_: Any) -> None:
         assert namespace is not None, "trainings have one"
         assert name is not None, "and this too"
-        _tell(health.trainings, event)
+        _record_event(health.trainings, event)
         queue.add(Key(namespace, name))
 
     @kopf.on.event("", "v1", "pods", labels={labels.TRAINING: kopf.PRESENT}, registry=out)
     async def pod_changed(event: Any, namespace: str | None, **_: Any) -> None:
         assert namespace is not None, "pods have one"
-        _tell(health.pods, event)
+        _record_event(health.pods, event)
         queue.add(Key(namespace, event["object"]["metadata"]["labels"][labels.TRAINING]))
 
     return out
 
 
-def _tell(watch: Watch, event: Any) -> None:
-    """Tell of what the watch told; kopf gives no type to what is in the list that a watch begins with."""
+def _record_event(watch: WatchHealth, event: Any) -> None:
+    """Record that the watch told of an object; kopf gives no type to what is in the list that a watch begins with."""
     metadata = event["object"]["metadata"]
     version = None if event["type"] == "DELETED" else metadata["resourceVersion"]
     watch.seen(metadata["uid"], version, first=event["type"] is None)
@@ -113,12 +113,12 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 async def resync(cluster: Cluster, queue: WorkQueue[Key], health: Health, settings: Settings) -> None:
-    """Look at every training now and then, in case a watch missed something, and notice a watch that is dead."""
+    """Reconcile every training now and then, in case a watch missed something, and notice a watch that is dead."""
     while True:
         await asyncio.sleep(settings.resync_seconds)
         try:
             items = await cluster.trainings(settings.watch)
-        except HICCUPS as error:
+        except TEMPORARY_ERRORS as error:
             log.warning("the trainings could not be listed, and are asked for again: %s", error)
             continue
         health.trainings.listed(versions(items))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from paceline_operator.situation import Rules
+from paceline_operator.decisions.decision import DecisionSettings
 
 PREFIX = "PACELINE_OPERATOR_"
 
@@ -22,7 +22,7 @@ class Settings:
     web: str = "127.0.0.1:8080"  # /healthz and /metrics; :8080 for every address
     poll_seconds: float = 5.0  # between two looks at a training's progress
     resync_seconds: float = 60.0  # between two looks at all trainings, in case a watch missed something
-    rules: Rules = field(default_factory=Rules)
+    decisions: DecisionSettings = field(default_factory=DecisionSettings)
     metrics_from: tuple[dict[str, Any], ...] = ()  # NetworkPolicyPeers that may reach the metrics
 
 
@@ -50,6 +50,8 @@ def read(environment: Mapping[str, str]) -> Settings:
         web=given.get("WEB", default.web),
         poll_seconds=number("POLL_SECONDS", default.poll_seconds),
         resync_seconds=number("RESYNC_SECONDS", default.resync_seconds),
-        rules=Rules(force_delete_seconds=number("FORCE_DELETE_SECONDS", default.rules.force_delete_seconds)),
+        decisions=DecisionSettings(
+            force_delete_seconds=number("FORCE_DELETE_SECONDS", default.decisions.force_delete_seconds)
+        ),
         metrics_from=metrics_from,
     )

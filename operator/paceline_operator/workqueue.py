@@ -1,4 +1,4 @@
-"""The queue of trainings to look at: merges keys, works on each one at a time, and can come back later."""
+"""The work queue of trainings to reconcile: merges keys, works on each one at a time, and can requeue it for later."""
 
 import asyncio
 import heapq
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 Work = Callable[[K], Awaitable[float | None]]
-PAUSE_SECONDS = 0.1  # between two looks at the same key, so that a burst of events is one look
+PAUSE_SECONDS = 0.1  # between two reconciliations of one key, so that a burst of events is one of them
 SPARE_ENTRIES = 16  # of the heap
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
 log = logging.getLogger("paceline.operator")
@@ -24,11 +24,11 @@ class WorkQueue(Generic[K]):
         self._count = itertools.count()
         self._running: set[K] = set()
         self._failed: dict[K, int] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, key: K, after: float = 0.0) -> None:
-        """Look at `key` after so many seconds, or earlier if that was asked for."""
+        """Work on `key` after so many seconds, or earlier if that was asked for."""
         due = asyncio.get_running_loop().time() + after
         if key in self._due and self._due[key] <= due:
             return
@@ -37,7 +37,7 @@ class WorkQueue(Generic[K]):
         if len(self._heap) > 2 * len(self._due) + SPARE_ENTRIES:  # most are times that no longer count
             self._heap = [(due, next(self._count), key) for key, due in self._due.items()]
             heapq.heapify(self._heap)
-        self._news.set()
+        self._changed.set()
 
     def __len__(self) -> int:
         return len(self._due) + len(self._running)
@@ -47,10 +47,10 @@ class WorkQueue(Generic[K]):
         try:
             while True:
                 self._start_due(work)
-                self._news.clear()
+                self._changed.clear()
                 try:
                     async with asyncio.timeout(self._seconds_to_next()):  # wait_for can lose a cancellation
-                        await self._news.wait()
+                        await self._changed.wait()
                 except TimeoutError:
                     pass
         finally:
@@ -73,33 +73,33 @@ class WorkQueue(Generic[K]):
                 continue
             del self._due[key]
             self._running.add(key)
-            task = asyncio.create_task(self._look(key, work))
+            task = asyncio.create_task(self._process(key, work))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         for due, _, key in held:  # begun again when its work is done
             self._due[key] = due
 
-    async def _look(self, key: K, work: Work[K]) -> None:
-        again: float | None = 0.0  # when it is cancelled, as kopf does to all tasks when a watch breaks
+    async def _process(self, key: K, work: Work[K]) -> None:
+        requeue_after: float | None = 0.0  # when it is cancelled, as kopf does to all tasks when a watch breaks
         try:
-            again = await self._worked(key, work)
+            requeue_after = await self._try(key, work)
             await asyncio.sleep(PAUSE_SECONDS)
         finally:
             self._running.discard(key)
             held = self._due.pop(key, None)
             if held is not None:
                 self.add(key, max(0.0, held - asyncio.get_running_loop().time()))
-            if again is not None:
-                self.add(key, again)
-            self._news.set()
+            if requeue_after is not None:
+                self.add(key, requeue_after)
+            self._changed.set()
 
-    async def _worked(self, key: K, work: Work[K]) -> float | None:
+    async def _try(self, key: K, work: Work[K]) -> float | None:
         try:
-            again = await work(key)
+            requeue_after = await work(key)
         except Exception:
             times = self._failed[key] = self._failed.get(key, 0) + 1
-            again = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** (times - 1))
-            log.exception("%s: will be tried again in %g s", key, again)
+            requeue_after = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** (times - 1))
+            log.exception("%s: will be tried again in %g s", key, requeue_after)
         else:
             self._failed.pop(key, None)
-        return again
+        return requeue_after

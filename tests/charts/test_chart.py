@@ -12,7 +12,8 @@ import pytest
 import yaml
 from helm_python import Chart, _native
 
-from paceline_operator import crd, smoke
+from paceline_operator import helm_test
+from paceline_operator.definition import crd
 
 CHART = Path(__file__).parents[2] / "charts/paceline"
 SNAPSHOT = Path(__file__).with_name("defaults.yaml")
@@ -129,11 +130,11 @@ def test_the_test_takes_images_of_ones_own_and_their_secrets() -> None:
     values = {"trainer": {"image": "r/trainer:2"}, "imagePullSecrets": [{"name": "registry"}, {"name": "other"}]}
     (pod,) = of_kind(render(values), "Pod")
     assert pod["spec"]["imagePullSecrets"] == values["imagePullSecrets"]
-    given = smoke.arguments(pod["spec"]["containers"][0]["args"])
+    given = helm_test.arguments(pod["spec"]["containers"][0]["args"])
     assert (given.namespace, given.name, given.image) == ("paceline-system", "paceline-test", "r/trainer:2")
     assert given.image_pull_secret == ["registry", "other"]
     (plain,) = of_kind(render(), "Pod")
-    assert smoke.arguments(plain["spec"]["containers"][0]["args"]).image_pull_secret == []
+    assert helm_test.arguments(plain["spec"]["containers"][0]["args"]).image_pull_secret == []
 
 
 def test_a_second_release_can_leave_out_what_belongs_to_the_whole_cluster() -> None:

@@ -19,8 +19,8 @@ from grafana_foundation_sdk.models import dashboard as schema
 from charts.dashboards import DASHBOARDS, Query, __main__, filled, queries
 from charts.dashboards.layout import Dashboard
 from paceline import metrics as trainer
-from paceline_core.telemetry import Kind, Metric
-from paceline_operator import metrics as operator
+from paceline_core.metric_series import Metric, MetricKind
+from paceline_operator.observability import metrics as operator
 
 ROOT = Path(__file__).parents[2]
 RULES = yaml.safe_load((ROOT / "charts/paceline/rules/paceline.yaml").read_text())["groups"]
@@ -55,9 +55,9 @@ def opened(dashboard: Dashboard) -> list[dict[str, Any]]:
     return [p for p in dashboard.json()["panels"] if p["type"] != "row"]
 
 
-def declared() -> dict[str, tuple[Kind, set[str]]]:
-    """Kind and labels of each series that a declared metric makes."""
-    out: dict[str, tuple[Kind, set[str]]] = {}
+def declared() -> dict[str, tuple[MetricKind, set[str]]]:
+    """MetricKind and labels of each series that a declared metric makes."""
+    out: dict[str, tuple[MetricKind, set[str]]] = {}
     for owner, found in (("worker", trainer.WORKER), ("server", trainer.SERVER)):
         for metric in found:
             out |= series(metric, {"training", owner})
@@ -66,9 +66,9 @@ def declared() -> dict[str, tuple[Kind, set[str]]]:
     return out
 
 
-def series(metric: Metric, constant: set[str]) -> dict[str, tuple[Kind, set[str]]]:
+def series(metric: Metric, constant: set[str]) -> dict[str, tuple[MetricKind, set[str]]]:
     labels = {*metric.labels, *constant} | SCRAPE_LABELS
-    if metric.kind is not Kind.HISTOGRAM:
+    if metric.kind is not MetricKind.HISTOGRAM:
         return {metric.name: (metric.kind, labels)}
     plain = {f"{metric.name}_{part}": (metric.kind, labels) for part in ("sum", "count")}
     return plain | {f"{metric.name}_bucket": (metric.kind, {*labels, "le"})}
@@ -195,7 +195,7 @@ def test_a_query_is_about_metrics_and_labels_that_there_are(query: Query) -> Non
 
 @each_query
 def test_only_what_counts_has_a_rate(query: Query) -> None:
-    counted = {name for name, (kind, _) in declared().items() if kind is not Kind.GAUGE}
+    counted = {name for name, (kind, _) in declared().items() if kind is not MetricKind.GAUGE}
     rated = set(re.findall(rf"\b(?:rate|increase)\(({NAME})", query.expr))
     assert rated - counted == set()
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from paceline_core.launch import Role
-from paceline_operator import objects
-from paceline_operator.objects import METRICS_PORT, Object
+from paceline_operator.objects import pods
+from paceline_operator.objects.pods import METRICS_PORT, Object
 from tests.charts.test_chart import CHART, of_kind, render
 from tests.charts.test_monitoring import on, only, snippet
 from tests.operator.builders import a_spec, a_subject
@@ -50,7 +50,7 @@ def a_pod(role: Role, ordinal: int, level: str = "Auto", phase: str = "Running")
     raw = a_spec(observability={"level": level})
     raw["workers"]["processesPerReplica"] = PROCESSES
     raw["workers"]["template"]["spec"]["containers"] += [SIDECAR, PORTLESS]
-    pod = objects.pod(a_subject(raw), role, ordinal, 1, 0)
+    pod = pods.pod(a_subject(raw), role, ordinal, 1, 0)
     return {**pod, "spec": {**pod["spec"], "nodeName": "node-1"}, "status": {"phase": phase}}
 
 

@@ -29,10 +29,11 @@ SLEEP = ["sleep", "300"]
 
 def documented(trainings: Trainings, name: str) -> None:
     """What a person sees of it is in the guide, and `kubectl describe` says it too, with an event."""
-    status, line = trainings.status(name), trainings.kubectl("get", "dt", name, "--no-headers")
+    status = trainings.status(name)
     explained(status)
-    page = (ROOT / "docs/troubleshooting.md").read_text()
-    assert shown(line) in {shown(each) for each in page.splitlines()}, f"docs/troubleshooting.md does not show: {line}"
+    page = {shown(each) for each in (ROOT / "docs/troubleshooting.md").read_text().splitlines()}
+    line = lambda: shown(trainings.kubectl("get", "dt", name, "--no-headers"))  # noqa: E731
+    wait_for(lambda: line() in page, "a line of docs/troubleshooting.md when every pod has ended", 10)
     describe = lambda: " ".join(trainings.kubectl("describe", "dt", name).split())  # noqa: E731
     assert " ".join(status["message"].split()) in describe()
     wait_for(lambda: re.search(rf"Events: .*(Normal|Warning) {status['reason']} ", describe()), "the event", 10)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline_core.spec import ParameterServer, Strategy
-from paceline_core.strategies import knobs
-from paceline_core.strategy import Admit, Apply, Joined, Knobs, Left, Pushed, Reject, Repeat, Reply, start
+from paceline_core.spec import ParameterServer
+from paceline_core.state_machine import Admit, Apply, Joined, Knobs, Left, Pushed, Reject, Repeat, Reply, start
+from paceline_core.strategies import STRATEGIES
 
 LR = 0.25
 
@@ -89,12 +89,12 @@ def test_clock_bound_keeps_workers_together(order: list[int], bound: int) -> Non
     assert not all(waiting)
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_every_strategy_decides_each_push_once_and_answers_it(strategy: Strategy, data: st.DataObject) -> None:
+def test_every_strategy_decides_each_push_once_and_answers_it(strategy: str, data: st.DataObject) -> None:
     """The contract of a strategy: random pushes, retries, departures and replacements."""
-    state = formed(knobs(ParameterServer(strategy=strategy), 3), 3)
+    state = formed(ParameterServer(strategy=strategy).knobs(3), 3)
     step, incarnation, applied, answered = [0] * 3, [0] * 3, [], []
     waits, gone, version = [False] * 3, [False] * 3, [0] * 3
     for _ in range(data.draw(st.integers(0, 30))):

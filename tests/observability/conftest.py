@@ -26,7 +26,7 @@ RUNS = (
         more={"parameterServer": {"strategy": "Asynchronous", "asynchronous": {"maxStaleness": 100}}},
     ),
     Asked("ring", "AllReduce", "data"),
-    Asked("clean", "Synchronous"),
+    Asked("clean", "Synchronous", more={"checkpoint": {"everySteps": 20}}),
 )
 START_SECONDS = 120.0
 FEWEST_STEPS = 50

@@ -43,10 +43,14 @@ def local(presence: Presence) -> bool:
 
 @each_training
 def test_every_query_about_a_training_has_an_answer(watched: Watched, name: str) -> None:
-    slow = any(asked.slow and asked.mode in ROUNDS for asked in RUNS if asked.name == name)
+    (asked,) = (asked for asked in RUNS if asked.name == name)
+    special = {
+        Presence.STRAGGLER: bool(asked.slow) and asked.mode in ROUNDS,
+        Presence.SAVES: "checkpoint" in asked.more,
+    }
 
     def wanted(presence: Presence) -> bool:
-        return (MODES[name] in presence.modes and local(presence)) or (presence is Presence.STRAGGLER and slow)
+        return (asked.mode in presence.modes and local(presence)) or special.get(presence, False)
 
     grafana.until_answered(lambda: watched.dashboard(name).unanswered(wanted))
 

@@ -10,12 +10,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from paceline_core.attribution import PHASES
 from paceline_core.goodput import Loss
+from paceline_core.modes import MODES
 from tests.trainer.conftest import Outcome, Run
 
 pytestmark = pytest.mark.slow
-MODES = ["Synchronous", "Asynchronous", "AllReduce"]
 WORKERS, STEPS = 3, 100
-COUNTED = STEPS - 1  # the last step is counted when its loss can no longer come
+COUNTED = STEPS  # each when its loss is there
 # Each worker keeps its own time, and in the end what it exports.
 SCRIPT = f"""
 import json, os, pathlib, time, urllib.request, torch, paceline

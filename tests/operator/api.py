@@ -12,15 +12,17 @@ from typing import Any
 from aiohttp import web
 from kubernetes.aio import client
 
-from paceline_operator import labels, observe, progress
-from paceline_operator.answer import Progress
-from paceline_operator.cluster import Cluster, Key
-from paceline_operator.health import Health
-from paceline_operator.memory import exact, text
-from paceline_operator.metrics import Metrics
-from paceline_operator.progress import Poller
+from paceline_operator.decisions import observe
+from paceline_operator.decisions.persisted_state import exact, text
+from paceline_operator.decisions.training_answer import TrainingProgress
+from paceline_operator.kubernetes_api import status_poller
+from paceline_operator.kubernetes_api.cluster import Cluster, Key
+from paceline_operator.kubernetes_api.status_poller import StatusPoller
+from paceline_operator.kubernetes_api.watch_health import Health
+from paceline_operator.objects import labels
+from paceline_operator.observability.metrics import Metrics
+from paceline_operator.observability.training_series import TrainingSeries
 from paceline_operator.reconcile import Reconciler
-from paceline_operator.series import Trainings
 from paceline_operator.settings import Settings
 from tests.operator.builders import a_spec
 
@@ -37,7 +39,7 @@ class Api:
         self.pods: dict[str, Object] = {}
         self.others: dict[str, dict[str, Object]] = {}  # by plural and name: services, secrets ...
         self.events: list[tuple[str, str, str]] = []  # type, reason, message
-        self.told: list[Object] = []  # events about pods, of the scheduler and kubelets
+        self.pod_events: list[Object] = []  # events about pods, of the scheduler and kubelets
         self.calls: list[tuple[str, str]] = []  # method and plural
         self.refusals: dict[str, tuple[int, str, str]] = {}  # code, reason and message, by the plural of what is made
         self.writes = 0  # of a status
@@ -146,7 +148,7 @@ class Api:
             return self._pods(request, (more or [""])[0], body)
         if kind == "events":
             return self._events(request, body)
-        return self._other(request.method, self.others.setdefault(kind, {}), more, body)
+        return self._other(request.method, self.others.setdefault(kind, {}), more, body, "dryRun" in request.query)
 
     def _training(self, method: str, key: Key, body: Any) -> web.Response:
         found = self.trainings.get(key)
@@ -187,9 +189,11 @@ class Api:
             self.events.append((body["type"], body["reason"], body["message"]))
             return web.json_response(body, status=201)
         uid = request.query["fieldSelector"].partition("=")[2]
-        return web.json_response({"items": [e for e in self.told if e["involvedObject"]["uid"] == uid]})
+        return web.json_response({"items": [e for e in self.pod_events if e["involvedObject"]["uid"] == uid]})
 
-    def _other(self, method: str, there: dict[str, Object], path: list[str], body: Any) -> web.Response:
+    def _other(
+        self, method: str, there: dict[str, Object], path: list[str], body: Any, dry_run: bool = False
+    ) -> web.Response:
         name = path[0] if path else body["metadata"]["name"]
         if method == "POST" and name in there:
             return failure(409, "AlreadyExists", f"{name} is there")
@@ -197,9 +201,9 @@ class Api:
             return failure(404, "NotFound", f"there is no {name}")
         if method == "PATCH":
             there[name] = there[name] | body
-        elif method in ("POST", "PUT"):
+        elif method in ("POST", "PUT") and not dry_run:
             there[name] = body
-        return web.json_response(there[name])
+        return web.json_response(body if dry_run else there[name])
 
 
 def failure(code: int, reason: str, message: str) -> web.Response:
@@ -211,18 +215,18 @@ class Operator:
     """One life of an operator: a new one remembers nothing."""
 
     def __init__(self, api: client.ApiClient, settings: Settings | None = None) -> None:
-        self.metrics, self.trainings = Metrics(), Trainings()
-        self.metrics.registry.register(self.trainings)
-        self.health, self.poller = Health(self.metrics), Poller(0.02, lambda _: None)
+        self.metrics, self.series = Metrics(), TrainingSeries()
+        self.metrics.registry.register(self.series)
+        self.health, self.poller = Health(self.metrics), StatusPoller(0.02, lambda _: None)
         self.cluster = Cluster(api, self.metrics)
         given = settings or Settings()
-        self.reconciler = Reconciler(self.cluster, self.poller, given, self.health, self.metrics, self.trainings)
+        self.reconciler = Reconciler(self.cluster, self.poller, given, self.health, self.metrics, self.series)
 
     @property
-    def heard(self) -> Progress | None:
+    def progress(self) -> TrainingProgress | None:
         return self.poller._known.get(KEY)
 
-    async def look(self, times: int = 4, key: Key = KEY) -> None:
+    async def reconcile(self, times: int = 4, key: Key = KEY) -> None:
         """Reconcile, as often as it takes for one thing to lead to the next."""
         for _ in range(times):
             await self.metrics.measured("training", self.reconciler.reconcile)(key)
@@ -239,10 +243,10 @@ class Operator:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
-    async def hear(self, step: int) -> None:
-        """Ask server 0 until it has told of this step, and look."""
-        await self.ask(lambda: self.heard is not None and self.heard.step == step)
-        await self.look(1)
+    async def poll_until_step(self, step: int) -> None:
+        """Ask server 0 until it has told of this step, and reconcile."""
+        await self.ask(lambda: self.progress is not None and self.progress.step == step)
+        await self.reconcile(1)
 
 
 @asynccontextmanager
@@ -256,12 +260,12 @@ async def serving(api: Api) -> AsyncIterator[client.ApiClient]:
     port = runner.addresses[0][1]
     if socket.has_dualstack_ipv6():
         await web.TCPSite(runner, "::1", port).start()
-    own, progress.METRICS_PORT = progress.METRICS_PORT, port
+    own, status_poller.METRICS_PORT = status_poller.METRICS_PORT, port
     try:
         async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{port}")) as found:
             yield found
     finally:
-        progress.METRICS_PORT = own
+        status_poller.METRICS_PORT = own
         await runner.cleanup()
 
 
@@ -292,15 +296,15 @@ def words(step: int = 40) -> str:
 
 async def running(api: Api, operator: Operator, step: int = 10) -> None:
     """A training whose pods were made 10 s ago, and whose workers have made some steps."""
-    await operator.look()
+    await operator.reconcile()
     api.age(10)
     api.start()
-    await operator.look()
+    await operator.reconcile()
     api.answer = answer(step)
-    await operator.hear(step)
+    await operator.poll_until_step(step)
 
 
 async def finished(api: Api, operator: Operator) -> None:
     api.end("digits-worker-0", "digits-worker-1")
     api.end("digits-ps-0", message=words())
-    await operator.look()
+    await operator.reconcile()

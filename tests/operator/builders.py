@@ -5,11 +5,11 @@ from typing import Any
 
 from paceline_core.launch import Role
 from paceline_core.spec import TrainingSpec
-from paceline_operator.memory import Memory
-from paceline_operator.metrics import Metrics
-from paceline_operator.objects import Subject
-from paceline_operator.observe import End, Pod
-from paceline_operator.situation import Rules, Situation, replicas
+from paceline_operator.decisions.decision import DecisionSettings, Observed, pods_of
+from paceline_operator.decisions.observe import End, Pod
+from paceline_operator.decisions.persisted_state import PersistedState
+from paceline_operator.objects.pods import Subject
+from paceline_operator.observability.metrics import Metrics
 
 NOW = 1_000_000.0
 UID = "0b3e5c1e-0000-4000-8000-000000000000"
@@ -42,21 +42,21 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 class Scene:
     """A training in some state: pods are changed by replica name, time passes, decisions are taken."""
 
-    def __init__(self, raw: dict[str, Any] | None = None, **memory: Any) -> None:
+    def __init__(self, raw: dict[str, Any] | None = None, **state: Any) -> None:
         self.spec = TrainingSpec.model_validate(raw or a_spec())
-        self.memory = Memory(start=NOW, attempt_start=NOW, **memory)
+        self.state = PersistedState(start=NOW, attempt_start=NOW, **state)
         self.now = NOW + 60
         self.pods: dict[str, Pod] = {}
 
     def running(self) -> "Scene":
-        for role, ordinal in replicas(self.spec):
+        for role, ordinal in pods_of(self.spec):
             self.add(role, ordinal)
-        self.memory = replace(self.memory, formed=True)
+        self.state = replace(self.state, formed=True)
         return self
 
     def add(self, role: Role, ordinal: int, **more: Any) -> None:
         name = f"{role}-{ordinal}"
-        given = {"uid": f"uid-{name}-{self.memory.attempt}", "attempt": self.memory.attempt, "phase": "Running"}
+        given = {"uid": f"uid-{name}-{self.state.attempt}", "attempt": self.state.attempt, "phase": "Running"}
         fields = given | {"created": self.now, "ready": True, "scheduled": self.now} | more
         self.pods[name] = Pod(f"digits-{name}", role=role, ordinal=ordinal, **fields)  # type: ignore[arg-type]
 
@@ -64,8 +64,8 @@ class Scene:
         self.pods[name] = replace(self.pods[name], **more)
         return self
 
-    def fail(self, name: str, code: int = 1, told: dict[str, Any] | None = None, **more: Any) -> "Scene":
-        end = End(code, told=told or {}, **more)
+    def fail(self, name: str, code: int = 1, details: dict[str, Any] | None = None, **more: Any) -> "Scene":
+        end = End(code, details=details or {}, **more)
         return self.change(name, phase="Failed", ready=False, end=end, finished=self.now)
 
     def succeed(self, *names: str) -> "Scene":
@@ -74,5 +74,5 @@ class Scene:
         return self
 
     @property
-    def situation(self) -> Situation:
-        return Situation(self.spec, "team", 1, self.memory, list(self.pods.values()), self.now, Rules())
+    def observed(self) -> Observed:
+        return Observed(self.spec, "team", 1, self.state, list(self.pods.values()), self.now, DecisionSettings())

@@ -1,4 +1,4 @@
-"""The ledger of productive and lost time: everything adds up to the wall time, whatever is heard when."""
+"""The ledger of productive and lost time: everything adds up to the wall time, whenever answers come."""
 
 import json
 from dataclasses import replace
@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline_operator.goodput import PRODUCTIVE, Ledger, Stage, Told, account, settled
+from paceline_operator.decisions.goodput import PRODUCTIVE, Ledger, Stage, TimeSpent, account, settled
 
 START = 1_764_000_000.0
 PENDING, STARTUP, RESTART, TRAINING, STOPPED = Stage
-Look = tuple[float, Stage, Told | None]
+Observation = tuple[float, Stage, TimeSpent | None]
 
 
-def told(step: int, at: float | None, **spent: float) -> Told:
-    return Told(spent, step, None if at is None else START + at)
+def spent(step: int, at: float | None, **seconds: float) -> TimeSpent:
+    return TimeSpent(seconds, step, None if at is None else START + at)
 
 
-def after(*looks: Look) -> Ledger:
-    """The ledger after looks at so many seconds from the start, each by an operator that was started for it."""
+def after(*observations: Observation) -> Ledger:
+    """The ledger after observations at so many seconds from the start, each by an operator that was started for it."""
     ledger = Ledger(START)
-    for seconds, stage, said in looks:
+    for seconds, stage, said in observations:
         ledger = account(ledger, stage, START + seconds, said)
         ledger = Ledger.from_status(json.loads(json.dumps(ledger.to_status())))
     return ledger
@@ -32,72 +32,72 @@ def parts(ledger: Ledger) -> dict[str, float]:
     return {reason: seconds for reason, seconds in ledger.seconds.items() if seconds}
 
 
-FIRST: tuple[Look, ...] = ((4, STARTUP, None), (12, TRAINING, told(20, 12, productive=2)))
-HISTORIES: dict[str, tuple[tuple[Look, ...], dict[str, float]]] = {
+FIRST: tuple[Observation, ...] = ((4, STARTUP, None), (12, TRAINING, spent(20, 12, productive=2)))
+HISTORIES: dict[str, tuple[tuple[Observation, ...], dict[str, float]]] = {
     "nothing is accounted while the stage stays": (((100, PENDING, None),), {}),
     "pods run": (((4, STARTUP, None),), {"pending": 4}),
     "the workers train since before the operator heard of it": (FIRST, {"pending": 4, "startup": 6, "productive": 2}),
     "the first step takes long": (
-        ((4, STARTUP, None), (60, TRAINING, told(1, 60))),
+        ((4, STARTUP, None), (60, TRAINING, spent(1, 60))),
         {"pending": 4, "startup": 56},
     ),
     "the split is what the training tells": (
-        (*FIRST, (17, TRAINING, told(40, 17, productive=4, straggler=2, data=1))),
+        (*FIRST, (17, TRAINING, spent(40, 17, productive=4, straggler=2, data=1))),
         {"pending": 4, "startup": 6, "productive": 4, "straggler": 2, "data": 1},
     ),
-    "a look without news": (
-        (*FIRST, (13, TRAINING, told(20, 12, productive=2)), (14, TRAINING, None)),
+    "an observation without news": (
+        (*FIRST, (13, TRAINING, spent(20, 12, productive=2)), (14, TRAINING, None)),
         {"pending": 4, "startup": 6, "productive": 2},
     ),
     "unanswered polls": (
-        (*FIRST, (17, STARTUP, None), (22, TRAINING, told(90, 22, productive=8, straggler=4))),
+        (*FIRST, (17, STARTUP, None), (22, TRAINING, spent(90, 22, productive=8, straggler=4))),
         {"pending": 4, "startup": 6, "productive": 8, "straggler": 4},
     ),
     "an operator that was away from the first pods on": (
-        ((3600, TRAINING, told(90, 3600, productive=3000, data=500)),),
+        ((3600, TRAINING, spent(90, 3600, productive=3000, data=500)),),
         {"pending": 100, "productive": 3000, "data": 500},
     ),
     "a process whose clock runs at half the speed": (
-        (*FIRST, (22, TRAINING, told(90, 22, productive=4, straggler=3))),
+        (*FIRST, (22, TRAINING, spent(90, 22, productive=4, straggler=3))),
         {"pending": 4, "startup": 6, "productive": 6, "straggler": 6},
     ),
     "a process that says nothing of its time": (
-        ((4, STARTUP, None), (9, TRAINING, Told(None, 3, START + 9)), (14, TRAINING, Told(None, 9, START + 14))),
+        ((4, STARTUP, None), (9, TRAINING, TimeSpent(None, 3, START + 9)), (14, TRAINING, TimeSpent(None, 9, START + 14))),
         {"pending": 4, "startup": 5, "productive": 5},
     ),
     "the end": (
-        (*FIRST, (15, TRAINING, told(40, None, productive=4, shutdown=0.5)), (17, STOPPED, None)),
+        (*FIRST, (15, TRAINING, spent(40, None, productive=4, shutdown=0.5)), (17, STOPPED, None)),
         {"pending": 4, "startup": 6, "productive": 4, "shutdown": 3},
     ),
-    "the end, with last words alone": (
-        ((4, STARTUP, None), (17, STOPPED, told(40, None, productive=8, shutdown=1))),
+    "the end, with termination message alone": (
+        ((4, STARTUP, None), (17, STOPPED, spent(40, None, productive=8, shutdown=1))),
         {"pending": 4, "startup": 4, "productive": 8, "shutdown": 1},
     ),
-    "the end without last words": ((*FIRST, (15, STOPPED, None)), {"pending": 4, "startup": 6, "productive": 2, "shutdown": 3}),
+    "the end without termination message": ((*FIRST, (15, STOPPED, None)), {"pending": 4, "startup": 6, "productive": 2, "shutdown": 3}),
     "finished is finished": (
-        (*FIRST, (15, STOPPED, None), (500, STOPPED, told(99, None, productive=90))),
+        (*FIRST, (15, STOPPED, None), (500, STOPPED, spent(99, None, productive=90))),
         {"pending": 4, "startup": 6, "productive": 2, "shutdown": 3},
     ),
     "a failure before anything has trained": (((4, RESTART, None), (9, PENDING, None)), {"pending": 4}),
     "a restart is one until it trains": (
-        (*FIRST, (14, RESTART, None), (20, PENDING, None), (30, STARTUP, None), (45, TRAINING, told(5, 45, productive=3))),
+        (*FIRST, (14, RESTART, None), (20, PENDING, None), (30, STARTUP, None), (45, TRAINING, spent(5, 45, productive=3))),
         {"pending": 4, "startup": 6, "productive": 2, "restart": 30, "rework": 3},
     ),
     "rework ends at the step of the earlier attempt": (
-        (*FIRST, (14, RESTART, None), (45, TRAINING, told(40, 45, productive=2, straggler=2))),
+        (*FIRST, (14, RESTART, None), (45, TRAINING, spent(40, 45, productive=2, straggler=2))),
         {"pending": 4, "startup": 6, "productive": 3, "restart": 29, "rework": 2, "straggler": 1},
     ),
     "what was told before the failure was noticed counts": (
-        (*FIRST, (18, RESTART, told(40, 16, productive=6))),
+        (*FIRST, (18, RESTART, spent(40, 16, productive=6))),
         {"pending": 4, "startup": 6, "productive": 6, "restart": 2},
     ),
     "the old attempt's servers may say more while they are taken away": (
-        (*FIRST, (14, RESTART, None), (16, RESTART, told(41, 16, productive=5))),
+        (*FIRST, (14, RESTART, None), (16, RESTART, spent(41, 16, productive=5))),
         {"pending": 4, "startup": 6, "productive": 2, "restart": 2},
     ),
     "a suspension counts as nothing, and its steps are repeated": (
         (*FIRST, (14, STOPPED, None), (1000, STOPPED, None), (2000, PENDING, None), (2003, STARTUP, None),
-         (2010, TRAINING, told(10, 2010, productive=3))),
+         (2010, TRAINING, spent(10, 2010, productive=3))),
         {"pending": 7, "startup": 10, "productive": 2, "shutdown": 2, "rework": 3},
     ),
     "a clock that goes back": (
@@ -109,8 +109,8 @@ HISTORIES: dict[str, tuple[tuple[Look, ...], dict[str, float]]] = {
 
 @pytest.mark.parametrize("name", HISTORIES)
 def test_where_the_time_went(name: str) -> None:
-    looks, expected = HISTORIES[name]
-    assert parts(after(*looks)) == pytest.approx(expected)
+    observations, expected = HISTORIES[name]
+    assert parts(after(*observations)) == pytest.approx(expected)
 
 
 def test_time_that_is_not_accounted_yet_can_be_told() -> None:
@@ -122,7 +122,7 @@ def test_time_that_is_not_accounted_yet_can_be_told() -> None:
 
 
 def test_the_share_is_shown() -> None:
-    found = after(*FIRST, (22, TRAINING, told(90, 22, productive=12))).to_status()
+    found = after(*FIRST, (22, TRAINING, spent(90, 22, productive=12))).to_status()
     assert (found["ratio"], found["summary"], found["productiveSeconds"]) == (0.5455, "55%", 12)
     assert found["lostSeconds"] == {"pending": 4, "startup": 6}
     assert found["accountedTime"] == "2025-11-24T16:00:22.000Z"
@@ -152,7 +152,7 @@ def test_everything_adds_up_to_the_wall_time(data: st.DataObject) -> None:
     ledger, stage, process, stopped, paused_since = Ledger(START), PENDING, Process(1.0), 0.0, 0.0
     for _ in range(data.draw(st.integers(1, 40))):
         move, length = data.draw(MOVES), data.draw(SECONDS)
-        said: Told | None = None
+        said: TimeSpent | None = None
         now += length
         if stage is STOPPED:
             if move != "resume":
@@ -163,7 +163,7 @@ def test_everything_adds_up_to_the_wall_time(data: st.DataObject) -> None:
             process.live(length, data.draw(st.sampled_from([PRODUCTIVE, "straggler", "data", "rework"])))
         elif move == "poll":
             at = now - data.draw(st.floats(0, 10))
-            said = Told(dict(process.spent) if data.draw(st.booleans()) else None, process.step, at)
+            said = TimeSpent(dict(process.spent) if data.draw(st.booleans()) else None, process.step, at)
             stage = TRAINING if said.begun and stage is not RESTART else stage
         elif move == "run" and stage is PENDING:
             stage = STARTUP
@@ -182,7 +182,7 @@ def test_everything_adds_up_to_the_wall_time(data: st.DataObject) -> None:
         assert ledger.until <= now + 1e-3
     if stage is STOPPED:
         stopped += now - paused_since
-    last = Told(dict(process.spent), process.step, None) if data.draw(st.booleans()) else None
+    last = TimeSpent(dict(process.spent), process.step, None) if data.draw(st.booleans()) else None
     ledger = account(ledger, STOPPED, now, last)
     assert ledger.total == pytest.approx(now - START - stopped, abs=0.01)
 
@@ -195,9 +195,9 @@ def test_the_ledger_agrees_with_the_training(stretches: list[tuple[float, str, b
     for length, reason, answered in stretches:
         process.live(length, reason)
         now += length
-        said = Told(dict(process.spent), process.step, now) if answered else None
+        said = TimeSpent(dict(process.spent), process.step, now) if answered else None
         ledger = account(ledger, TRAINING if said and said.begun else STARTUP, now, said)
-    ledger = account(ledger, STOPPED, now, Told(dict(process.spent), process.step, None))
+    ledger = account(ledger, STOPPED, now, TimeSpent(dict(process.spent), process.step, None))
     expected: dict[str, Any] = {**process.spent, "pending": 3.0, "startup": 7.0}
     found = parts(ledger)
     for reason in {*expected, *found}:
@@ -207,5 +207,5 @@ def test_the_ledger_agrees_with_the_training(stretches: list[tuple[float, str, b
 def test_the_ledger_is_not_edited() -> None:
     ledger = after(*FIRST)
     copy = replace(ledger, seconds=dict(ledger.seconds), told=dict(ledger.told))
-    account(ledger, RESTART, START + 90, told(99, 90, productive=70))
+    account(ledger, RESTART, START + 90, spent(99, 90, productive=70))
     assert ledger == copy

@@ -1,4 +1,4 @@
-"""What the operator exports, from real looks at trainings through a real client."""
+"""What the operator exports, from reconciling trainings through a real client."""
 
 import json
 import shutil
@@ -11,13 +11,13 @@ import pytest
 from kubernetes.aio import client
 from prometheus_client.metrics_core import Metric as Family
 
-from paceline_operator import metrics, web
-from paceline_operator.cluster import CallFailed
-from paceline_operator.goodput import Ledger, Stage
-from paceline_operator.series import Trainings, series
+from paceline_operator.decisions.goodput import Ledger, Stage
+from paceline_operator.kubernetes_api.cluster import CallFailed
+from paceline_operator.observability import http_pages, metrics
+from paceline_operator.observability.training_series import TrainingSeries, series
 from tests.operator.api import KEY, Api, Operator, finished, run, running
 from tests.operator.builders import NOW, Scene, value
-from tests.operator.test_status import told
+from tests.operator.test_status import status_of
 
 OF = {"namespace": "team", "training": "digits"}
 TRAINING = "paceline_training_"
@@ -37,7 +37,7 @@ def test_a_training_from_its_first_pods_to_its_end() -> None:
             return value(operator.metrics, TRAINING + name, **OF, **labels)
 
         api.create()
-        await operator.look()
+        await operator.reconcile()
         assert of("phase", phase="Pending") == 1
         assert of("reason", reason="PodsStarting") == 1
         assert of("replicas", role="worker", state="pending") == 2
@@ -79,9 +79,9 @@ def test_each_end_is_counted_once_and_outlives_the_training() -> None:
             api.create()
             await running(api, operator)
             await finished(api, operator)
-            await operator.look()
+            await operator.reconcile()
             del api.trainings[KEY]
-            await operator.look(1)
+            await operator.reconcile(1)
             api.collect()
             assert [value(operator.metrics, name, result="Succeeded") for name in names] == [count] * 3
         assert of_trainings(operator) == {}
@@ -95,14 +95,14 @@ def test_a_new_operator_exports_the_same_and_does_not_count_old_ends() -> None:
         api.create()
         await running(api, old)
         api.end("digits-worker-1", code=1)
-        await old.look()
+        await old.reconcile()
         restarts = ("restarts_total", {"role": "worker", "reason": "crash"})
         assert value(old.metrics, TRAINING + restarts[0], **OF, **restarts[1]) == 1
         assert api.pods == {}, "it waits before it begins anew"
         api.age(10)
         await running(api, old, step=5)
         await finished(api, old)
-        await new.look()
+        await new.reconcile()
         assert of_trainings(new) == of_trainings(old)
         assert value(new.metrics, TRAINING + restarts[0], **OF, **restarts[1]) == 1
         assert value(old.metrics, "paceline_trainings_finished_total", result="Succeeded") == 1
@@ -125,9 +125,9 @@ def test_a_training_that_is_no_longer_here_is_not_exported(how: str) -> None:
             api.trainings[KEY]["metadata"]["deletionTimestamp"] = "2026-11-24T10:00:00Z"
         else:
             api.change("runPolicy.managedBy", "example.com/other")
-        await operator.look(1)
+        await operator.reconcile(1)
         assert of_trainings(operator) == {}
-        assert operator.heard is None
+        assert operator.progress is None
 
     run(test)
 
@@ -138,8 +138,8 @@ def test_a_training_made_anew_under_the_same_name_begins_at_nothing() -> None:
         api.create()
         await running(api, operator)
         await finished(api, operator)
-        api.create()  # both in one look
-        await operator.look(1)
+        api.create()  # both in one reconciliation
+        await operator.reconcile(1)
         exported = of_trainings(operator)
         assert "uid-1" not in str(exported)
         assert value(operator.metrics, f"{TRAINING}productive_seconds_total", **OF) == 0
@@ -153,7 +153,7 @@ def test_what_cannot_run_is_exported_and_counted_too() -> None:
         operator = Operator(found)
         api.create()
         api.change("nonsense", 1)
-        await operator.look()
+        await operator.reconcile()
         assert value(operator.metrics, f"{TRAINING}reason", **OF, reason="InvalidSpec") == 1
         assert value(operator.metrics, "paceline_trainings_finished_total", result="Failed") == 1
         assert value(operator.metrics, f"{TRAINING}duration_seconds_count", result="Failed") is None
@@ -165,10 +165,10 @@ def test_time_passes_in_the_series_and_not_in_the_resource() -> None:
     async def test(api: Api, found: client.ApiClient) -> None:
         operator = Operator(found)
         api.create()
-        await operator.look()
+        await operator.reconcile()
         written = api.writes
         api.age(2000)
-        await operator.look()
+        await operator.reconcile()
         assert api.writes == written, "nothing has changed"
         lost = value(operator.metrics, f"{TRAINING}badput_seconds_total", **OF, reason="pending")
         assert lost is not None
@@ -179,18 +179,18 @@ def test_time_passes_in_the_series_and_not_in_the_resource() -> None:
 
 def test_a_counter_never_goes_back() -> None:
     """The workers trained before the operator heard of it: startup was shorter than was exported meanwhile."""
-    trainings = Trainings()
+    collector = TrainingSeries()
 
     def exported(ledger: Ledger) -> dict[str, float]:
-        trainings.see(KEY, {"metadata": {"uid": "u"}, "status": {"goodput": ledger.to_status()}})
-        lost = next(f for f in trainings.collect() if f.name == f"{TRAINING}badput_seconds")
+        collector.update(KEY, {"metadata": {"uid": "u"}, "status": {"goodput": ledger.to_status()}})
+        lost = next(f for f in collector.collect() if f.name == f"{TRAINING}badput_seconds")
         return {s.labels["reason"]: s.value for s in lost.samples if s.value}
 
     now = time.time()
     assert exported(Ledger(now - 30, Stage.STARTUP))["startup"] == pytest.approx(30, abs=5)
     assert exported(Ledger(now, Stage.TRAINING, {"startup": 20.0}))["startup"] == pytest.approx(30, abs=5)
     assert exported(Ledger(now, Stage.TRAINING, {"startup": 50.0}))["startup"] == 50
-    trainings.forget(KEY)
+    collector.forget(KEY)
     assert exported(Ledger(now, Stage.TRAINING, {"startup": 20.0}))["startup"] == 20
 
 
@@ -201,28 +201,28 @@ def test_errors_are_counted_where_they_happen() -> None:
         def errors(code: str) -> float | None:
             return value(operator.metrics, "paceline_operator_api_errors_total", code=code)
 
-        await operator.look(1)
+        await operator.reconcile(1)
         assert errors("404") == 1, "there is no such training"
         api.broken = True
         with pytest.raises(CallFailed):
-            await operator.look(1)
+            await operator.reconcile(1)
         assert errors("500") is not None
-        looks = "paceline_operator_reconcile_duration_seconds_count"
-        assert value(operator.metrics, looks, handler="training", result="ok") == 1
-        assert value(operator.metrics, looks, handler="training", result="error") == 1
+        durations = "paceline_operator_reconcile_duration_seconds_count"
+        assert value(operator.metrics, durations, handler="training", result="ok") == 1
+        assert value(operator.metrics, durations, handler="training", result="error") == 1
         counted = "paceline_operator_reconcile_errors_total"
         assert value(operator.metrics, counted, handler="training", reason="CallFailed") == 1
         async with client.ApiClient(client.Configuration(host="http://127.0.0.1:9")) as nobody:
             operator.cluster._api = nobody
             with pytest.raises(aiohttp.ClientError):
-                await operator.look(1)
+                await operator.reconcile(1)
         assert errors("none") == 1
 
     run(test)
 
 
 async def scraped(operator: Operator) -> str:
-    runner = await web.serve("127.0.0.1:0", operator.metrics, operator.health)
+    runner = await http_pages.serve("127.0.0.1:0", operator.metrics, operator.health)
     try:
         async with aiohttp.ClientSession() as session:
             host, port = runner.addresses[0]
@@ -238,7 +238,7 @@ def exported(operator: Operator) -> dict[str, Family]:
 
 async def everything(api: Api, operator: Operator) -> dict[str, Family]:
     """The life of an operator in which everything happens that it has a metric for."""
-    operator.metrics.leads()
+    operator.metrics.became_leader()
     operator.health.checked()
     for _ in range(2):
         operator.health.pods.seen("a", "1", first=True)
@@ -246,11 +246,11 @@ async def everything(api: Api, operator: Operator) -> dict[str, Family]:
     await running(api, operator)
     found = exported(operator)
     api.end("digits-worker-1", code=1)
-    await operator.look()
+    await operator.reconcile()
     operator.metrics.finished({"phase": "Failed", "goodput": api.status()["goodput"]})
     api.broken = True
     with pytest.raises(CallFailed):
-        await operator.look(1)
+        await operator.reconcile(1)
     return found | exported(operator)
 
 
@@ -286,7 +286,7 @@ def test_promtool_takes_what_is_served() -> None:
 
 def test_series_come_from_the_status_alone() -> None:
     assert list(series("u", {})) == [], "nobody has looked at it yet"
-    found = told(Scene().running())
+    found = status_of(Scene().running())
     first = list(series("u", found))
     assert first == list(series("u", json.loads(json.dumps(found))))
     assert len(first) < 50

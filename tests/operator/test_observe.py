@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from paceline_core.launch import Role
-from paceline_operator import observe
-from paceline_operator.observe import End, Trouble, seconds
+from paceline_operator.decisions import observe
+from paceline_operator.decisions.observe import End, Trouble, seconds
 
 
 def pod(**more: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_a_pod_is_read_from_its_json(found: dict[str, Any], field: str, expected
     assert getattr(read, field) == expected
 
 
-def test_last_words_that_are_nested_too_deeply_are_no_words() -> None:
+def test_a_termination_message_that_is_nested_too_deeply_has_no_details() -> None:
     assert observe.pod(pod(phase="Failed", containerStatuses=ended(exitCode=1, message="[" * 4000))).end is not None
 
 

@@ -1,4 +1,4 @@
-"""Looks at a training through a real client: what is written, what is told, what is heard."""
+"""Reconciling a training through a real client: what is written, what is posted as events, what polling finds."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from kubernetes.aio import client
 
 from tests.operator.api import TIME, Api, Operator, answer, finished, run, running
-from tests.operator.test_answer import FOUND
+from tests.operator.test_training_answer import FOUND
 
 
 def test_figures_alone_are_not_written_all_the_time() -> None:
@@ -17,7 +17,7 @@ def test_figures_alone_are_not_written_all_the_time() -> None:
         written = api.writes
         for step in range(11, 20):
             api.answer = answer(step)
-            await operator.hear(step)
+            await operator.poll_until_step(step)
         assert api.writes == written
 
     run(test)
@@ -31,9 +31,9 @@ def test_a_verdict_is_told_when_it_comes_changes_and_ends() -> None:
         api.events.clear()
         for step, verdict in enumerate((FOUND, FOUND, FOUND | {"worker": 0}, None, None, FOUND), start=20):
             api.answer = answer(step, verdict=verdict)
-            await operator.hear(step)
+            await operator.poll_until_step(step)
         api.answer = None
-        await Operator(found).look(1)  # has not asked yet, and says nothing new
+        await Operator(found).reconcile(1)  # has not asked yet, and says nothing new
         await finished(api, operator)
         about = [(kind, reason, message.split(":")[0].split(" since")[0]) for kind, reason, message in api.events]
         assert about == [
@@ -53,13 +53,13 @@ def test_a_long_answer_is_read_whole_and_an_endless_one_is_not(monkeypatch: pyte
         api.create()
         await running(api, operator)
         api.answer = answer(11, more="x" * (4 << 20))
-        await operator.hear(11)
-        monkeypatch.setattr("paceline_operator.progress.LIMIT_BYTES", 1 << 20)
+        await operator.poll_until_step(11)
+        monkeypatch.setattr("paceline_operator.kubernetes_api.status_poller.LIMIT_BYTES", 1 << 20)
         api.answer = answer(12, more="x" * (4 << 20))
         asked = api.asked
         await operator.ask(lambda: api.asked > asked + 3)
-        assert operator.heard is not None
-        assert operator.heard.step == 11
+        assert operator.progress is not None
+        assert operator.progress.step == 11
 
     run(test)
 
@@ -72,10 +72,10 @@ def test_an_answer_that_is_none_does_not_end_the_asking(said: Any) -> None:
         await running(api, operator)
         api.answer, asked = said, api.asked
         await operator.ask(lambda: api.asked > asked + 3)
-        assert operator.heard is not None
-        assert operator.heard.step == 10
+        assert operator.progress is not None
+        assert operator.progress.step == 10
         api.answer = answer(30)
-        await operator.hear(30)
+        await operator.poll_until_step(30)
 
     run(test)
 
@@ -84,22 +84,22 @@ def test_pods_that_are_late_are_asked_about_a_few_at_a_time() -> None:
     async def test(api: Api, found: client.ApiClient) -> None:
         operator = Operator(found)
         api.create(workers=5)
-        await operator.look()
+        await operator.reconcile()
         api.make(*api.pods)
         uid = api.pods["digits-worker-4"]["metadata"]["uid"]
         about = {"type": "Warning", "reason": "FailedMount", "involvedObject": {"uid": uid}}
-        api.told = [about | {"message": 'configmap "missing" not found', "lastTimestamp": TIME}]
+        api.pod_events = [about | {"message": 'configmap "missing" not found', "lastTimestamp": TIME}]
         api.calls.clear()
-        await operator.look(1)
+        await operator.reconcile(1)
         assert api.calls.count(("GET", "events")) == 3
         assert api.status()["reason"] == "PodsStarting"
-        for look in (2, 3):  # found in the second, and remembered while others are asked about
-            await operator.look(1)
-            assert api.calls.count(("GET", "events")) == 3 * look
+        for times in (2, 3):  # found in the second, and remembered while others are asked about
+            await operator.reconcile(1)
+            assert api.calls.count(("GET", "events")) == 3 * times
             told = api.status()["reason"], api.status()["message"]
             assert told == ("FailedMount", 'worker-4: configmap "missing" not found')
-        api.told = []
-        await operator.look(2)
+        api.pod_events = []
+        await operator.reconcile(2)
         assert api.status()["reason"] == "PodsStarting"
 
     run(test)
@@ -112,7 +112,7 @@ def test_scripts_that_trained_and_servers_that_take_long_are_not_taken_for_scrip
         await running(api, operator)
         assert api.status()["joined"] is True
         api.end("digits-worker-0", "digits-worker-1")
-        await Operator(found).look()
+        await Operator(found).reconcile()
         status = api.status()
         assert (status["phase"], status["reason"], status["endedWorkers"]) == ("Running", "ServersEnding", "0-1")
         assert ("Normal", "ServersEnding", status["message"]) in api.events
@@ -129,9 +129,9 @@ def test_an_ended_workers_pod_may_go() -> None:
         api.create()
         await running(api, operator)
         api.end("digits-worker-0")
-        await operator.look()
+        await operator.reconcile()
         del api.pods["digits-worker-0"]
-        await Operator(found).look()
+        await Operator(found).reconcile()
         assert sorted(api.pods) == ["digits-ps-0", "digits-worker-1"]
         assert (api.status()["phase"], api.status()["failures"]) == ("Running", [])
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from paceline import metrics as trainer
-from paceline_operator import metrics as operator
+from paceline_operator.observability import metrics as operator
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "charts/paceline/rules/paceline.yaml"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from paceline import metrics as trainer
-from paceline_operator import metrics as operator
+from paceline_operator.observability import metrics as operator
 from tests.rules.test_rules import ALERTS, RECORDS, ROOT, RUNBOOKS, metrics, promtool, recorded
 
 PAGES = sorted(RUNBOOKS.glob("*.md"))

@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
 
 
 def command(file: Path, folder: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "paceline.cli", "run", str(file), "--run-dir", str(folder), *arguments]
+    return [sys.executable, "-P", "-m", "paceline.cli", "run", str(file), "--run-dir", str(folder), *arguments]
 
 
 def write(tmp_path: Path, script: str, asked: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from paceline.views import runs
+from paceline.views.sources import run_folders
 from paceline_core.attribution import PHASES
 
 from .conftest import manifest
@@ -62,13 +62,13 @@ def a_result(found: dict[str, Any], result: str = "Succeeded", **given: Any) -> 
     return usual | given
 
 
-def a_run(folder: Path, **files: Any) -> runs.Run:
+def a_run(folder: Path, **files: Any) -> run_folders.Run:
     """A run folder with a manifest and these files: result=..., status=..., endpoints=..."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest(["python", "train.py"], workers=4)))
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
-    return runs.Run(folder)
+    return run_folders.Run(folder)
 
 
 Pages = dict[str, tuple[int, Any]]

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import paceline
+from paceline_core.errors import UsageError
 from paceline_core.launch import Role
 
 from .conftest import Run
@@ -28,6 +30,15 @@ def test_a_rank_is_known_without_taking_part(variables: dict[str, str], said: st
         [sys.executable, "-c", SHOW], env=inherited | variables, capture_output=True, text=True, timeout=60
     )
     assert done.stdout == said, done.stderr
+
+
+def test_alone_the_values_are_ones_own() -> None:
+    value, loader = {"loss": 0.5}, [1, 2]
+    assert paceline.all_gather(value)[0] is value
+    assert paceline.mean(value) is value
+    assert paceline.shard(loader) is loader
+    with pytest.raises(UsageError, match="not set"):
+        paceline.all_gather({1})
 
 
 SPAWNED = """
@@ -56,3 +67,25 @@ def test_the_processes_of_a_data_loader_know_their_rank(run: Run, method: str) -
     outcome = run(SPAWNED.replace("METHOD", method))
     assert outcome.code == 0, outcome.output
     assert [f"[worker-{r}] loads for {r} of 2" in outcome.output for r in (0, 1)] == [True, True], outcome.output
+
+
+INSIDE = """
+import torch, paceline
+from torch.utils.data import DataLoader, Dataset
+
+class Asks(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        paceline.all_gather(index)
+
+list(paceline.shard(DataLoader(Asks(), 2, num_workers=1)))
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_data_loader_cannot_ask_the_others(run: Run) -> None:
+    outcome = run(INSIDE)
+    assert outcome.code == 1
+    assert "all_gather(), mean() and shard() are for the script's own process" in outcome.output

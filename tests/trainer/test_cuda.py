@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from paceline.worker.device import DeviceClock
+from paceline.worker.observability.cuda_events import DeviceClock
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA events time a stream")
 

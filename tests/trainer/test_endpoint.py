@@ -11,11 +11,11 @@ import urllib.request
 import pytest
 
 from paceline import metrics
-from paceline.server.door import Door
-from paceline.web import serve
+from paceline.http_pages import serve
+from paceline.server.membership.acceptor import Acceptor
 from paceline.wire import endpoint
 from paceline.wire.channel import Channel
-from paceline.wire.frames import Header, Kind
+from paceline.wire.frames import FrameKind, Header
 from paceline_core.launch import Role
 from paceline_core.spec import Level
 
@@ -46,15 +46,17 @@ needs_ipv6 = pytest.mark.skipif(not has("::1"), reason="needs IPv6 on the loopba
         ("[::]:0", "127.0.0.1"),
     ],
 )
-def test_both_families_reach_the_door_and_the_metrics(listen: str, connect: str) -> None:
+def test_both_families_reach_the_acceptor_and_the_metrics(listen: str, connect: str) -> None:
     made = metrics.of_server("t", 0, Level.DETAILED)
-    door = Door(launch(Role.SERVER, listen=listen), {"greeting": answer}, made)
-    door.open()
-    port = door.address.rpartition(":")[2]
+    acceptor = Acceptor(launch(Role.SERVER, listen=listen), {"store": answer}, made)
+    acceptor.open()
+    port = acceptor.address.rpartition(":")[2]
     channel = endpoint.connect(f"{connect}:{port}", TRAINING, "ps-0", None, 0, 10)
-    assert channel.introduce(Header(Kind.HELLO, TRAINING), {"channel": "greeting"}) == {"welcome": True}
+    assert channel.introduce(Header(FrameKind.HELLO, TRAINING), {"role": "worker", "channel": "store"}) == {
+        "welcome": True
+    }
     channel.close()
-    door.close()
+    acceptor.close()
 
     web = serve(listen, made, {"/status": lambda: {"here": True}})
     with urllib.request.urlopen(f"http://{connect}:{web.server_address[1]}/status", timeout=10) as page:
@@ -64,14 +66,14 @@ def test_both_families_reach_the_door_and_the_metrics(listen: str, connect: str)
 
 
 def answer(channel: Channel, hello: Header, asked: dict[str, object]) -> None:
-    channel.send_json(Header(Kind.READY, channel.training), {"welcome": True})
+    channel.send_json(Header(FrameKind.READY, channel.training), {"welcome": True})
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", pytest.param("[::1]:0", marks=needs_ipv6)])
-def test_a_door_tells_an_address_that_can_be_reached(listen: str) -> None:
-    door = Door(launch(Role.SERVER, listen=listen), {}, metrics.of_server("t", 0, Level.DETAILED))
-    endpoint.connect(door.address, TRAINING, "ps-0", None, 0, 10).close()
-    door.close()
+def test_an_acceptor_tells_an_address_that_can_be_reached(listen: str) -> None:
+    acceptor = Acceptor(launch(Role.SERVER, listen=listen), {}, metrics.of_server("t", 0, Level.DETAILED))
+    endpoint.connect(acceptor.address, TRAINING, "ps-0", None, 0, 10).close()
+    acceptor.close()
 
 
 def test_all_addresses_are_those_of_ipv4_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +107,7 @@ except PeerLost as error:
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs a network namespace, and so root")
 def test_an_idle_wait_ends_when_the_other_machine_is_gone() -> None:
-    """Lanes make a connection anew when it broke, but not when the peer let them wait for too long."""
+    """A connection is made anew when it broke, but not when the peer let it wait for too long."""
     done = subprocess.run(
         ["unshare", "--net", sys.executable, "-c", VANISHED], capture_output=True, text=True, timeout=60
     )

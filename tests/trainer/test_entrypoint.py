@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+
+from paceline import entrypoint
 
 MULTIPLE = {
     "PACELINE_ROLE": "worker",
@@ -48,6 +51,22 @@ def test_signals_are_forwarded() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30)[0] == "told\n"
     assert process.returncode == 3
+
+
+def test_a_signal_that_comes_while_a_process_is_being_started_is_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, before = subprocess.Popen, {n: signal.getsignal(n) for n in entrypoint.FORWARDED}
+
+    def begin(*arguments: Any, **more: Any) -> Any:
+        child = begun(*arguments, **more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    try:
+        assert entrypoint._run(["sleep", "60"], [{}]) == 128 + signal.SIGTERM
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_each_process_of_a_pod_has_a_rank_a_gpu_and_a_port() -> None:

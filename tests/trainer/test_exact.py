@@ -118,40 +118,45 @@ def test_parameter_server_equals_one_process(run: Run, tmp_path: Path, kind: str
 PLAIN_DDP = (
     MODEL
     + """
-import sys, torch.distributed as dist
+import os, sys, torch.distributed as dist
 from safetensors.torch import save_file
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 store = dist.FileStore(folder + "/store", world)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-model, optimizer, schedule = make("adamw")
+model, optimizer, schedule = make("KIND")
 ddp = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False, bucket_cap_mb=0.03)
 for step in range(STEPS):
     optimizer.zero_grad()
     loss(ddp, rank, 3 * step).backward()
     optimizer.step()
-    schedule.step()
+    if schedule: schedule.step()
 if rank == 0:
     save_file({k: v.clone() for k, v in model.state_dict().items()}, folder + "/plain.safetensors")
 dist.destroy_process_group()
+os._exit(0)  # while Python ends a thread of the group may abort the process (3 of 90 runs, PyTorch 2.15)
 """.replace("STEPS", str(STEPS))
 )
 
 
 @pytest.mark.slow
-def test_all_reduce_equals_plain_ddp(run: Run, tmp_path: Path) -> None:
-    ours = script("adamw").replace("paceline.rank(), step)", "paceline.rank(), 3 * step)")
-    outcome = run(ours, strategy="AllReduce", workers=WORKERS, gradients={"bucketMib": 0.03})
+@pytest.mark.parametrize(("workers", "kind"), [(2, "adamw"), (3, "sgd")])
+def test_all_reduce_equals_plain_ddp(run: Run, tmp_path: Path, workers: int, kind: str) -> None:
+    ours = script(kind).replace("paceline.rank(), step)", "paceline.rank(), 3 * step)")
+    outcome = run(ours, strategy="AllReduce", workers=workers, gradients={"bucketMib": 0.03})
     assert outcome.code == 0, outcome.output
-    (tmp_path / "plain.py").write_text(textwrap.dedent(PLAIN_DDP))
+    (tmp_path / "plain.py").write_text(textwrap.dedent(PLAIN_DDP.replace("KIND", kind)))
     plain = [
         subprocess.Popen(
-            [sys.executable, "plain.py", str(rank), str(WORKERS), str(tmp_path)],
+            [sys.executable, "plain.py", str(rank), str(workers), str(tmp_path)],
             cwd=tmp_path,
             env=environment() | {"GLOO_SOCKET_IFNAME": "lo"},
         )
-        for rank in range(WORKERS)
+        for rank in range(workers)
     ]
-    assert [p.wait(timeout=60) for p in plain] == [0] * WORKERS
+    assert [p.wait(timeout=60) for p in plain] == [0] * workers
     found, expected = load_file(outcome.folder / "weights.safetensors"), load_file(tmp_path / "plain.safetensors")
+    # gloo adds an element up in an order that depends on its place in the buffer; with two workers there is one order
+    largest = max(tensor.abs().max() for tensor in expected.values())
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), f"{name}: {(found[name] - tensor).abs().max()}"
+        difference = (found[name] - tensor).abs().max()
+        assert difference <= (0.0 if workers == 2 else 1e-6 * largest), f"{name}: {difference}"

@@ -85,6 +85,7 @@ def test_a_victim_does_not_write_over_the_reason_of_another_process_of_its_pod(t
         (GLOO + "/pair.cc:547] Connection closed by peer [127.0.0.1]:8443", True),
         (GLOO + "/pair.cc:534] Read error [127.0.0.1]:52: Connection reset by peer", True),
         (GLOO + "/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete", True),
+        ("Application timeout caused pair closure", True),  # of gloo, which leaves out its name here
         ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE)", True),
         ("NCCL error: remote process exited or there was a network error, ncclRemoteError", True),
         ("NCCL communicator was aborted on rank 1.", True),

@@ -1,51 +1,72 @@
 """Who is here, who has left, and who took whose place."""
 
+import socket
+import struct
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from paceline.server.roll import Roll
+from paceline.server.membership.membership import Membership
 from paceline.server.service import TICK_SECONDS
+from paceline.wire.channel import Channel
 from paceline_core.errors import PeerLost
+from paceline_core.strategies import STRATEGIES
 
 from .conftest import Run, eventually
 from .inprocess import Served, Trainee, equal
 from .test_failures import with_line
 
 
-def rolled(*connected: tuple[int, int]) -> Roll:
-    """A roll of two workers, on which these, each with its incarnation, have connected."""
-    roll = Roll(2, patience=5, replaced=True)
+def test_a_wait_ends_when_who_waits_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        channel = Channel(listener.accept()[0], bytes(16), "worker-1", 10)
+    membership = Membership(2, 1.0)
+    assert membership.wait_for(lambda: True, 0, channel)
+    assert not membership.wait_for(lambda: False, 0.01, channel)
+    peer.close()
+    began = time.monotonic()
+    with pytest.raises(PeerLost, match="worker-1 is gone"):
+        membership.wait_for(lambda: False, 30, channel)
+    assert time.monotonic() - began < 10
+    channel.close()
+
+
+def membership_of(*connected: tuple[int, int]) -> Membership:
+    """The membership of two workers, of which these, each with its incarnation, have connected."""
+    membership = Membership(2, patience=5, replaced=True)
     for worker, incarnation in connected:
-        roll.connected(worker, incarnation)
-    return roll
+        membership.connected(worker, incarnation)
+    return membership
 
 
 def test_a_worker_that_took_the_place_of_one_that_left_is_served_to_its_end() -> None:
-    roll = rolled((0, 0), (1, 0))
-    roll.leave(1, 0)
-    roll.connected(1, 9)
-    roll.leave(0, 0)
-    assert not roll.finished()
-    roll.leave(1, 9)
-    assert roll.finished()
+    membership = membership_of((0, 0), (1, 0))
+    membership.leave(1, 0)
+    membership.connected(1, 9)
+    membership.leave(0, 0)
+    assert not membership.finished()
+    membership.leave(1, 9)
+    assert membership.finished()
 
 
 def test_a_goodbye_that_comes_late_is_not_that_of_the_new_worker() -> None:
-    roll = rolled((0, 0), (1, 0), (1, 9))
-    roll.leave(0, 0)
-    roll.leave(1, 0)
-    assert not roll.finished()
+    membership = membership_of((0, 0), (1, 0), (1, 9))
+    membership.leave(0, 0)
+    membership.leave(1, 0)
+    assert not membership.finished()
 
 
 def test_a_goodbye_over_a_new_connection_holds() -> None:
-    roll = rolled((0, 0), (1, 3))
-    roll.leave(1, 3)
-    roll.connected(1, 3)
-    roll.leave(0, 0)
-    assert roll.finished()
+    membership = membership_of((0, 0), (1, 3))
+    membership.leave(1, 3)
+    membership.connected(1, 3)
+    membership.leave(0, 0)
+    assert membership.finished()
 
 
 @pytest.fixture(params=[1, 2])
@@ -84,25 +105,25 @@ def test_no_shard_ends_under_a_worker_that_took_the_place_of_another(shards: lis
     third = a_worker(shards, 1, incarnation=9)
     third.steps(range(2))
     first.weights()
-    assert shards[0].service.aggregator.workers[1].state == "training"
+    assert shards[0].service.training_status.workers[1].state == "training"
     third.steps(range(2, 30))
     third.weights()
     all_end_well(shards)
-    assert shards[0].service.aggregator.version == 34
+    assert shards[0].service.training_status.version == 34
 
 
 def test_no_shard_ends_while_a_lost_worker_may_come_back_and_all_others_have_left(
     shards: list[Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paceline.server.roll.GRACE_SECONDS", 0.0)
-    monkeypatch.setattr("paceline.server.service.FAREWELL_SECONDS", 0.0)
+    monkeypatch.setattr("paceline.server.membership.membership.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("paceline_core.limits.REFUSAL_SECONDS", 0.0)
     first, second = two_workers(shards)
     for each in (first, second):
         each.steps(range(2))
     second.vanish()
-    eventually(lambda: 1 in shards[0].service.roll.lost)
+    eventually(lambda: 1 in shards[0].service.membership.lost)
     first.weights()
-    eventually(lambda: 0 in shards[-1].service.roll.left)
+    eventually(lambda: 0 in shards[-1].service.membership.left)
     for shard in shards:
         shard.thread.join(5 * TICK_SECONDS)
         assert shard.thread.is_alive()
@@ -110,17 +131,50 @@ def test_no_shard_ends_while_a_lost_worker_may_come_back_and_all_others_have_lef
     third.steps(range(2))
     third.weights()
     all_end_well(shards)
-    assert shards[0].service.aggregator.version == 6
+    assert shards[0].service.training_status.version == 6
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_connections_that_break_in_a_step_longer_than_the_grace_end_nothing(
+    strategy: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grace = 2.0
+    monkeypatch.setattr("paceline.server.membership.membership.GRACE_SECONDS", grace)
+    asked = {"strategy": strategy, "workers": 2, "shards": count}
+    servers = [Served(**asked)]
+    servers += [Served(addresses=servers[0].address, ordinal=1, **asked) for _ in range(count - 1)]
+    addresses = ",".join(s.address for s in servers)
+    with ThreadPoolExecutor(2) as pool:
+        workers = list(pool.map(lambda k: Trainee(addresses, width=4, ordinal=k, **asked), range(2)))
+        list(pool.map(lambda w: w.steps(range(2)), workers))
+        for server in servers:
+            reset(server, "worker-1")
+        threading.Event().wait(2 * grace)  # the long step
+        assert [s.service.membership.lost for s in servers] == [{}] * count
+        list(pool.map(lambda w: w.steps(range(2, 4)), workers))
+        list(pool.map(lambda w: w.weights(), workers))
+    all_end_well(servers)
+    applied = [w.applied + w.rejected.total() for w in servers[0].service.training_status.workers.values()]
+    assert applied == [4, 4]
+
+
+def reset(server: Served, peer: str) -> None:
+    """A TCP reset of each connection from this peer."""
+    for channel in list(server.service.acceptor._channels):
+        if channel is not None and channel.peer == peer:
+            channel.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            channel.close()
 
 
 def test_a_lost_worker_is_waited_for_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paceline.server.roll.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("paceline.server.membership.membership.GRACE_SECONDS", 0.0)
     server = Served(strategy="Asynchronous", replaced=True)
     first = Trainee(server.address, width=4, strategy="Asynchronous")
     first.steps(range(3))
     first.vanish()
-    with server.service.roll.changed:
-        assert server.service.roll.changed.wait_for(lambda: server.service.roll.lost, 20)
+    with server.service.membership.changed:
+        assert server.service.membership.changed.wait_for(lambda: server.service.membership.lost, 20)
     second = Trainee(server.address, width=4, strategy="Asynchronous", incarnation=9)
     assert equal(dict(second.model.named_parameters()), dict(first.model.named_parameters())), (
         "no first parameters again"
@@ -129,13 +183,13 @@ def test_a_lost_worker_is_waited_for_and_replaced(monkeypatch: pytest.MonkeyPatc
     second.weights()
     server.thread.join(20)
     assert not server.thread.is_alive(), "the replacement was the last"
-    assert (server.error, server.service.aggregator.version) == (None, 6)
+    assert (server.error, server.service.training_status.version) == (None, 6)
 
 
 def test_the_others_of_a_synchronous_training_are_told_who_went_without_a_goodbye(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("paceline.server.roll.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("paceline.server.membership.membership.GRACE_SECONDS", 0.0)
     server = Served(workers=2)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda w: Trainee(server.address, width=4, workers=2, ordinal=w), range(2))

@@ -9,19 +9,19 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from paceline import metrics
 from paceline.metrics import Instruments
-from paceline.worker.clock import Step
-from paceline.worker.device import DeviceClock, with_device_times
-from paceline.worker.record import LastStep, Record, Row
+from paceline.worker.observability.cuda_events import DeviceClock, with_device_times
+from paceline.worker.observability.phase_clock import Step
+from paceline.worker.observability.step_metrics import LastStep, StepMetrics, StepRow
 from paceline_core.attribution import PHASES
+from paceline_core.metric_series import MetricKind
 from paceline_core.spec import Level
-from paceline_core.telemetry import Kind
 
 MARKS = [(phase, 10.0 + index) for index, phase in enumerate(PHASES)]
 
 
-def row(**more: object) -> Row:
+def row(**more: object) -> StepRow:
     step = Step(MARKS, 10.0 + len(PHASES))
-    return replace(Row(7, step, LastStep(7, 0, True, ""), 0.02, (30, 40), DeviceClock(), {}), **more)
+    return replace(StepRow(7, step, LastStep(7, 0, True, ""), 0.02, (30, 40), DeviceClock(), {}), **more)
 
 
 def samples(made: Instruments) -> dict[str, float]:
@@ -34,12 +34,12 @@ def value(made: Instruments, name: str, **labels: str) -> float:
     return samples(made)[f"{name}{sorted(everything.items())}"]
 
 
-def recorded(level: Level, *rows: Row) -> Instruments:
+def recorded(level: Level, *rows: StepRow) -> Instruments:
     made = metrics.of_worker("t", 3, level)
-    record = Record(made, DeviceClock(), 80)
+    step_metrics = StepMetrics(made, DeviceClock(), 80)
     rows = rows or (row(),)
     assert all(each.settle() for each in rows)
-    record.steps(rows)
+    step_metrics.steps(rows)
     made.set(metrics.INFO, 1, "cpu", "gloo", "2.13", "0.1", "node")
     return made
 
@@ -71,9 +71,9 @@ def test_a_wait_in_which_it_still_sent_is_sending() -> None:
 
 def test_what_is_no_number_is_counted_and_not_shown() -> None:
     made = recorded(Level.DETAILED, row(norm=math.nan), row(norm=2.0))
-    record = Record(made, DeviceClock(), 80)
+    step_metrics = StepMetrics(made, DeviceClock(), 80)
     for loss in (1.5, math.inf, math.nan):
-        record.reported({"loss": loss})
+        step_metrics.reported({"loss": loss})
     assert value(made, "paceline_worker_gradient_norm") == 2.0
     assert value(made, "paceline_worker_loss") == 1.5
     assert value(made, "paceline_worker_nonfinite_total", where="gradient") == 1
@@ -133,12 +133,12 @@ def test_every_metric_can_be_recorded_and_forgotten() -> None:
         for each in declared:
             labels = ["x"] * len(each.labels)
             match each.kind:
-                case Kind.COUNTER:
+                case MetricKind.COUNTER:
                     made.add(each, 1.0, *labels)
-                case Kind.GAUGE:
+                case MetricKind.GAUGE:
                     made.set(each, 1.0, *labels)
-                case Kind.HISTOGRAM:
-                    made.observe(each, 1.0)
+                case MetricKind.HISTOGRAM:
+                    made.observe(each, 1.0, *labels)
         text = generate_latest(made).decode()
         assert all(f"# HELP {each.name} " in text for each in declared), text
         made.clear(metrics.STRAGGLER)

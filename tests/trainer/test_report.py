@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from paceline import cli
-from paceline.views import runs, steps
+from paceline.views.report import steps_csv
+from paceline.views.sources import run_folders
 
 from .made import VERDICT, a_result, a_row, a_run, a_status, a_worker, straggling, write_steps
 
@@ -24,14 +25,14 @@ ERROR = {
 }
 
 
-def a_synchronous_run(folder: Path) -> runs.Run:
+def a_synchronous_run(folder: Path) -> run_folders.Run:
     """Four workers; worker-2 waits 1 ms in each step, the others 30."""
     run = a_run(folder, result=a_result(straggling()), status=straggling())
     write_steps(folder, [a_row(w, s, 0.001 if w == 2 else 0.03) for s in range(1, 101) for w in range(4)])
     return run
 
 
-def an_asynchronous_run(folder: Path) -> runs.Run:
+def an_asynchronous_run(folder: Path) -> run_folders.Run:
     """Of four workers worker-3 is slow, and every tenth gradient of it is rejected."""
     workers = [a_worker(w, lag_seconds=None, lag_share=None) for w in range(3)]
     slow = a_worker(3, lag_seconds=None, lag_share=None, verdicts=["slow", "stale"], rejected=10)
@@ -45,7 +46,7 @@ def an_asynchronous_run(folder: Path) -> runs.Run:
     return run
 
 
-def a_failed_run(folder: Path) -> runs.Run:
+def a_failed_run(folder: Path) -> run_folders.Run:
     """worker-1 failed; the log of steps ends in half a line."""
     run = a_run(folder, result=a_result(a_status(), "Failed", error=ERROR), status=a_status())
     write_steps(folder, [a_row(w, s) for s in range(1, 30) for w in range(4)], tail="3,30,30,18000")
@@ -54,19 +55,19 @@ def a_failed_run(folder: Path) -> runs.Run:
     return run
 
 
-def a_run_without_steps(folder: Path) -> runs.Run:
+def a_run_without_steps(folder: Path) -> run_folders.Run:
     """It was interrupted before the workers had joined."""
     return a_run(folder, result=a_result(a_status(version=0), "Interrupted", workers=[], goodput=None))
 
 
-def a_killed_run(folder: Path) -> runs.Run:
+def a_killed_run(folder: Path) -> run_folders.Run:
     """Nobody wrote a result."""
     run = a_run(folder, endpoints={"status": "http://127.0.0.1:9/status"})
     write_steps(folder, [a_row(w, s) for s in range(1, 30) for w in range(4)])
     return run
 
 
-def a_large_run(folder: Path) -> runs.Run:
+def a_large_run(folder: Path) -> run_folders.Run:
     """Forty workers, 30,000 steps in all; worker-33 makes the others wait."""
     found = a_status([a_worker(w) for w in range(40)], overall_verdict=VERDICT | {"worker": 33})
     run = a_run(folder, result=a_result(found), status=found)
@@ -83,7 +84,7 @@ RUNS = [
 ]  # fmt: skip
 
 
-def page(run: runs.Run) -> str:
+def page(run: run_folders.Run) -> str:
     assert cli.main(["report", str(run.folder)]) == 0
     return (run.folder / "report.html").read_text()
 
@@ -115,7 +116,7 @@ class Reader(HTMLParser):
 
 
 def test_lag_is_what_a_worker_waited_less_than_the_median(tmp_path: Path) -> None:
-    read = steps.read(a_synchronous_run(tmp_path).folder, 4, rounds=True)
+    read = steps_csv.read(a_synchronous_run(tmp_path).folder, 4, rounds=True)
     assert read.rounds == 100
     assert read.workers[2].lag == pytest.approx(100 * 0.029)
     assert read.workers[0].lag == 0
@@ -151,7 +152,7 @@ def test_the_page_needs_no_network_and_no_script(make: Any, tmp_path: Path) -> N
           "Ended because of it: worker-0, ps-0.", "<script>alert(1)</script>", "line 99 <i>?[31m", "line 60",
           "of which 1 lines could not be read"],
          ["line 59 "]),
-        (a_run_without_steps, ["Interrupted after 20.0 s.", "No step was made", "Not measured in this run."], ["Failure"]),
+        (a_run_without_steps, ["Interrupted after 20.0 s.", "No worker told of a step", "Not measured in this run."], ["Failure"]),
         (a_killed_run, ["Unknown: nothing answers: it begins, ends, or was killed", "Gradient latency"], ["Failure"]),
         (a_large_run, ["the other 37 workers", "The worst 20 workers are shown, 20 others are not.", "worker-33 made"], []),
     ],

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.views import redact, scale, steps
-from paceline.views.curves import Curves
+from paceline import manifest_redaction as redaction
+from paceline.views.report import axes, steps_csv
+from paceline.views.report.downsampling import Curves
 
 from .made import a_row, write_steps
 
@@ -38,33 +39,33 @@ def test_half_a_line_and_rubbish_are_counted_and_left_out(tmp_path: Path) -> Non
     write_steps(
         tmp_path, [a_row(0, 1), a_row(0, 2, loss="x"), a_row(0, 3, loss="nan"), a_row(0, 4, loss="")], "0,5,5,1."
     )
-    read = steps.read(tmp_path, 1, rounds=True)
+    read = steps_csv.read(tmp_path, 1, rounds=True)
     assert read.workers[0].steps == 3
     assert read.unreadable == 2
     assert [p.mean for p in read.loss.points("loss")] == [1.0]
 
 
 def test_there_may_be_no_file(tmp_path: Path) -> None:
-    assert steps.read(tmp_path, 4, rounds=True).workers == {}
+    assert steps_csv.read(tmp_path, 4, rounds=True).workers == {}
 
 
 @pytest.mark.parametrize(
     ("made", "labels"),
     [
-        (scale.linear(0), ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
-        (scale.linear(7), ["0", "2", "4", "6", "8"]),
-        (scale.linear(1000, "{:,.0f}".format), ["0", "200", "400", "600", "800", "1,000"]),
-        (scale.durations(0.0421), ["0", "10 ms", "20 ms", "30 ms", "40 ms", "50 ms"]),
-        (scale.durations(90, exact=True), ["0", "0.5 min", "1 min", "1.5 min"]),
-        (scale.durations(0), ["0", "0.2 µs", "0.4 µs", "0.6 µs", "0.8 µs", "1 µs"]),
-        (scale.values(0.0002, 5), ["1e-4", "0.001", "0.01", "0.1", "1", "10"]),
-        (scale.values(0.5, 2), ["0", "0.5", "1", "1.5", "2"]),
-        (scale.values(-1, 2), ["-1", "0", "1", "2"]),
-        (scale.values(3, 3), ["0", "1", "2", "3"]),
-        (scale.values(-3, -3), ["-3", "-2"]),
+        (axes.linear(0), ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (axes.linear(7), ["0", "2", "4", "6", "8"]),
+        (axes.linear(1000, "{:,.0f}".format), ["0", "200", "400", "600", "800", "1,000"]),
+        (axes.durations(0.0421), ["0", "10 ms", "20 ms", "30 ms", "40 ms", "50 ms"]),
+        (axes.durations(90, exact=True), ["0", "0.5 min", "1 min", "1.5 min"]),
+        (axes.durations(0), ["0", "0.2 µs", "0.4 µs", "0.6 µs", "0.8 µs", "1 µs"]),
+        (axes.values(0.0002, 5), ["1e-4", "0.001", "0.01", "0.1", "1", "10"]),
+        (axes.values(0.5, 2), ["0", "0.5", "1", "1.5", "2"]),
+        (axes.values(-1, 2), ["-1", "0", "1", "2"]),
+        (axes.values(3, 3), ["0", "1", "2", "3"]),
+        (axes.values(-3, -3), ["-3", "-2"]),
     ],
 )
-def test_axes_have_round_numbers(made: scale.Scale, labels: list[str]) -> None:
+def test_axes_have_round_numbers(made: axes.Scale, labels: list[str]) -> None:
     assert [text for _, text in made.ticks] == labels
     assert made.low < made.high
     assert 0 <= made.place(made.low) < made.place(made.high) <= 1
@@ -91,10 +92,10 @@ spec:
 
 
 def test_values_of_variables_are_left_out_of_a_manifest() -> None:
-    shown = redact.redacted(MANIFEST)
+    shown = redaction.redacted(MANIFEST)
     assert "hunter" not in shown
     assert "# a comment" in shown
     assert "{name: KEY, value: (not shown)} # no secret here" in shown
     assert "secretKeyRef: {name: x, key: y}" in shown
     assert "command: [python, train.py]" in shown
-    assert "hunter" not in redact.redacted("env: [{name: A, value: hunter2}")  # not even when it is no YAML
+    assert "hunter" not in redaction.redacted("env: [{name: A, value: hunter2}")  # not even when it is no YAML

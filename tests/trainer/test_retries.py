@@ -1,11 +1,15 @@
 """Workers whose connections break: what they sent twice is applied once."""
 
 import random
+import threading
+import time
 
 import pytest
 
 from paceline.wire import retries
+from paceline.wire.frames import FrameKind, Header
 from paceline.wire.retries import ATTEMPTS, persist
+from paceline.worker.parameter_server.shard_connection import Commit, answers
 from paceline_core.errors import PacelineError, PeerLost, ProtocolError, Unreachable
 
 from .inprocess import Cutting, Served, equal, train
@@ -27,8 +31,8 @@ def test_a_retry_after_a_broken_connection_is_never_applied_twice(attempt: int) 
     finally:
         relay.close()
         server.stop()
-    assert server.service.aggregator.version == STEPS
-    assert server.service.roll.left == {0}
+    assert server.service.training_status.version == STEPS
+    assert server.service.membership.left == {0}
     assert equal(found, expected)
 
 
@@ -47,7 +51,7 @@ def test_a_network_that_breaks_every_connection_for_a_while_ends_nothing() -> No
     finally:
         relay.close()
         server.stop()
-    assert (server.error, server.service.aggregator.version) == (None, 2)
+    assert (server.error, server.service.training_status.version) == (None, 2)
 
 
 def from_peer() -> PacelineError:
@@ -92,3 +96,25 @@ def test_what_another_connection_may_mend_is_tried_again(
     with pytest.raises(type(error)):
         persist(attempt)
     assert tried == attempts
+
+
+def a_commit() -> Commit:
+    return Commit(Header(FrameKind.COMMIT, bytes(16)), {})
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2])
+def test_a_connection_that_has_failed_is_told_while_others_wait(failed: int) -> None:
+    commits = [a_commit() for _ in range(3)]
+    commits[failed].answer.set_exception(BROKEN)
+    began = time.monotonic()
+    with pytest.raises(PeerLost, match="the connection broke"):
+        answers(commits)
+    assert time.monotonic() - began < 5
+
+
+def test_who_names_a_culprit_in_the_same_moment_is_heard_first() -> None:
+    commits = [a_commit() for _ in range(3)]
+    commits[0].answer.set_exception(BROKEN)
+    threading.Timer(0.1, lambda: commits[2].answer.set_exception(from_peer())).start()
+    with pytest.raises(PeerLost, match="worker-1 was lost"):
+        answers(commits)

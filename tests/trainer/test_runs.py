@@ -1,6 +1,7 @@
 """Whole runs: who is named, replay, Ctrl-C, and a runner that is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from paceline.local.guard import members
+from paceline.local.watchdog import members
+from paceline_core.modes import MODES
 
 from .conftest import Run, command, environment, manifest, write
 
@@ -59,7 +61,7 @@ def test_the_straggler_is_slow_and_stale_but_nobody_waits_in_asynchronous(run: R
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["Synchronous", "Asynchronous", "AllReduce"])
+@pytest.mark.parametrize("strategy", MODES)
 def test_nobody_is_named_without_a_straggler(run: Run, strategy: str) -> None:
     outcome = run(script(120, 0.01), strategy=strategy, workers=4)
     assert outcome.code == 0, outcome.output
@@ -89,6 +91,18 @@ def test_replay_is_bit_for_bit_and_two_free_runs_differ(run: Run) -> None:
     assert again[0].result["replay_of"] == str(first.folder)
     free = run(script(60, 0), **asked)
     assert free.result["weights_sha256"] not in hashes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_replay_of_another_script_ends_and_says_where(run: Run, servers: int) -> None:
+    asked = {"workers": 2, "servers": servers, "strategy": "Asynchronous"}
+    first = run(script(20, 0), **asked)
+    began = time.monotonic()
+    again = run(script(21, 0), "--replay", str(first.folder), **asked)
+    assert again.code == 1
+    assert re.search(r"step 21 of worker-\d is not in the recorded run", again.output), again.output
+    assert time.monotonic() - began < 60, "nobody waits for the end of a time-out"
 
 
 @pytest.mark.slow

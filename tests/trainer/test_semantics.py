@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.worker.measuring import Measuring
-from paceline.worker.patch import replace_step
-from paceline.worker.session import Session
+from paceline.worker.observability.measuring import Measuring
+from paceline.worker.parameter_server.session import Session
 from paceline_core.errors import UsageError
 from paceline_core.launch import Role
 
@@ -73,8 +72,8 @@ def distributed(model: nn.Module, optimizer: torch.optim.Optimizer, use: Step) -
     server = Served()
     try:
         worker = launch(Role.WORKER, server.address)
-        session = Session(worker, model, optimizer, Measuring.of(worker), None)
-        replace_step(optimizer, session.step)
+        session = Session(worker, Measuring.of(worker))
+        session.add(model, optimizer)
         for step in range(STEPS):
             use(model, optimizer, step)
         session.leave()

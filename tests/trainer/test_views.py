@@ -17,8 +17,9 @@ from rich.console import Console, RenderableType
 
 from paceline import cli
 from paceline.local.display import summary
-from paceline.views import source, status, table, top, web, words
-from paceline.views.look import Look
+from paceline.views import formatting, top, worker_table
+from paceline.views.sources import local_process, selection, status_answer
+from paceline.views.sources.training_source import Snapshot
 from paceline_core.errors import SpecError
 
 from .made import VERDICT, a_result, a_run, a_status, a_worker, serving, straggling
@@ -30,8 +31,8 @@ def shown(what: RenderableType, width: int = 132) -> str:
     return file.getvalue()
 
 
-def seen(found: dict[str, Any], width: int = 132, by_lag: bool = True, **look: Any) -> str:
-    it = Look("Running", status=status.read(found, "x"), **look)
+def seen(found: dict[str, Any], width: int = 132, by_lag: bool = True, **snapshot: Any) -> str:
+    it = Snapshot("Running", status=status_answer.read(found, "x"), **snapshot)
     return shown(top.page("runs/x", it, top.Options(by_lag=by_lag), width), width)
 
 
@@ -47,29 +48,29 @@ def seen(found: dict[str, Any], width: int = 132, by_lag: bool = True, **look: A
     ],
 )
 def test_columns_go_when_there_is_no_room_and_the_verdict_stays(width: int, there: list[str], gone: list[str]) -> None:
-    text = shown(table.table(status.read(straggling(), "x"), width), width)
+    text = shown(worker_table.table(status_answer.read(straggling(), "x"), width), width)
     assert [word for word in there if word not in text] == []
     assert [word for word in gone if word in text] == []
     assert "…" not in text
 
 
 def test_columns_without_a_value_are_left_out() -> None:
-    text = shown(table.table(status.read(a_status(), "x"), 140), 140)
+    text = shown(worker_table.table(status_answer.read(a_status(), "x"), 140), 140)
     assert "staleness" not in text
     assert "rejected" not in text
     stale = a_status([a_worker(0, lag_seconds=None, staleness=2.5, rejected=3)], strategy="Asynchronous")
-    text = shown(table.table(status.read(stale, "x"), 140), 140)
+    text = shown(worker_table.table(status_answer.read(stale, "x"), 140), 140)
     assert "staleness" in text
     assert "rejected" in text
     assert "lag" not in text
 
 
 def test_a_bar_divides_its_letters_as_the_step_is_divided() -> None:
-    assert table.bar({"forward": 0.5, "wait": 0.25, "send": 0.25}).plain == "f" * 8 + "s" * 4 + "w" * 4
-    assert table.bar({}).plain == ""
-    assert len(table.bar({"data": 1e-9, "forward": 1.0, "other": 1e-9}).plain) == 16
-    workers = status.read(a_status([a_worker(0, phases={"forward": 1.0, "wait": 1.0})]), "x").workers
-    assert table.legend(workers).plain == "f forward  w wait"
+    assert worker_table.bar({"forward": 0.5, "wait": 0.25, "send": 0.25}).plain == "f" * 8 + "s" * 4 + "w" * 4
+    assert worker_table.bar({}).plain == ""
+    assert len(worker_table.bar({"data": 1e-9, "forward": 1.0, "other": 1e-9}).plain) == 16
+    workers = status_answer.read(a_status([a_worker(0, phases={"forward": 1.0, "wait": 1.0})]), "x").workers
+    assert worker_table.legend(workers).plain == "f forward  w wait"
 
 
 def test_workers_are_sorted_by_lag_or_by_number_and_the_worst_of_many_are_shown() -> None:
@@ -102,8 +103,8 @@ def test_the_page_says_who_makes_whom_wait_since_when_at_what_cost_and_why() -> 
     [("data", "its data"), ("compute", "its computing"), ("send", "its network"), ("unknown", "not known")],
 )
 def test_a_cause_in_words(cause: str, words_: str) -> None:
-    verdict = status.Verdict.model_validate(VERDICT | {"cause": cause})
-    assert words.waiting(verdict, past=True).endswith(f"; it cost 38% of the throughput; cause: {words_}")
+    verdict = status_answer.VerdictAnswer.model_validate(VERDICT | {"cause": cause})
+    assert formatting.waiting(verdict, past=True).endswith(f"; it cost 38% of the throughput; cause: {words_}")
 
 
 def test_rejections_are_told_by_reason() -> None:
@@ -122,11 +123,13 @@ def test_what_a_pod_says_cannot_command_the_terminal() -> None:
 @pytest.mark.parametrize("rubbish", [None, [], {}, {"training": "x"}, a_status([{"worker": "zero"}]), {"workers": 3}])
 def test_an_answer_that_is_no_status_is_a_sentence(rubbish: Any) -> None:
     with pytest.raises(SpecError, match=r"^somewhere: answered something that is no status"):
-        status.read(rubbish, "somewhere")
+        status_answer.read(rubbish, "somewhere")
 
 
 def test_a_status_of_another_version_is_read() -> None:
-    found = status.read({"training": "x", "strategy": "S", "workers": [{"worker": 0, "new": 1}], "newer": {}}, "x")
+    found = status_answer.read(
+        {"training": "x", "strategy": "S", "workers": [{"worker": 0, "new": 1}], "newer": {}}, "x"
+    )
     assert found.workers[0].name == "worker-0"
     assert found.goodput is None
 
@@ -136,7 +139,7 @@ def test_a_status_of_another_version_is_read() -> None:
     [(None, ""), (0.0123, "12.3 ms"), (4.56, "4.6 s"), (300, "5 min"), (9000, "2.5 h"), (float("nan"), "")],
 )
 def test_durations(seconds: float | None, text: str) -> None:
-    assert words.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 def test_a_run_names_the_next_step_and_what_the_straggler_cost() -> None:
@@ -156,43 +159,43 @@ def test_the_newest_run_is_taken_or_the_newest_that_goes_on(tmp_path: Path, monk
         a_run(Path("runs/c"), endpoints={"status": "http://127.0.0.1:9/status"})
         for age, name in enumerate("abc"):
             os.utime(f"runs/{name}/manifest.yaml", (age, age))
-        assert source.find(None, None, going_on_first=True).name == "runs/a"
-        assert source.find(None, None).name == "runs/c"
-    assert source.find(None, None, going_on_first=True).name == "runs/c"  # none goes on any more
-    assert source.find("b", None).name == "runs/b"
-    assert source.find("runs/b", None).name == "runs/b"
+        assert selection.find(None, None, going_on_first=True).name == "runs/a"
+        assert selection.find(None, None).name == "runs/c"
+    assert selection.find(None, None, going_on_first=True).name == "runs/c"  # none goes on any more
+    assert selection.find("b", None).name == "runs/b"
+    assert selection.find("runs/b", None).name == "runs/b"
 
 
 def test_a_look_at_a_run_in_each_state(tmp_path: Path) -> None:
     with serving({"/status": (200, a_status())}) as address:
         run = a_run(tmp_path / "on", endpoints={"status": f"{address}/status"})
-        assert run.look().phase == "Running"
-        assert run.look().status == status.read(a_status(), "x")
-    gone = run.look()
+        assert run.snapshot().phase == "Running"
+        assert run.snapshot().status == status_answer.read(a_status(), "x")
+    gone = run.snapshot()
     assert (gone.phase, gone.lost, gone.ended) == ("Unknown", True, False)
     assert "nothing answers" in gone.message
     error = {"replica": "worker-1", "message": "ZeroDivisionError: division by zero", "traceback": "", "victims": []}
-    failed = a_run(tmp_path / "failed", result=a_result(a_status(), "Failed", error=error)).look()
+    failed = a_run(tmp_path / "failed", result=a_result(a_status(), "Failed", error=error)).snapshot()
     assert (failed.phase, failed.message) == ("Failed", "worker-1: ZeroDivisionError: division by zero")
     assert failed.ended
-    assert failed.status is not None  # from result.json, as there is no status.json
-    assert a_run(tmp_path / "empty").look().message == "it has neither endpoints.json nor result.json"
+    assert failed.status is not None  # from result.json, as there is no status_answer.json
+    assert a_run(tmp_path / "empty").snapshot().message == "it has neither endpoints.json nor result.json"
 
 
 def test_a_run_that_waits_for_its_workers_says_for_whom(tmp_path: Path) -> None:
     with serving({"/status": (200, a_status(version=0, missing=[1, 3]))}) as address:
-        look = a_run(tmp_path, endpoints={"status": f"{address}/status"}).look()
-    assert look.phase == "Starting"
-    assert look.message == "waiting for worker-1, worker-3 to call paceline.distribute()"
+        snapshot = a_run(tmp_path, endpoints={"status": f"{address}/status"}).snapshot()
+    assert snapshot.phase == "Starting"
+    assert snapshot.message == "waiting for worker-1, worker-3 to call paceline.distribute()"
 
 
 def test_a_run_whose_processes_begin_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "SECONDS", 0.05)
+    monkeypatch.setattr(local_process, "SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:  # `paceline run` listens for the processes it starts
         run = a_run(tmp_path, endpoints={"status": f"http://127.0.0.1:{listener.getsockname()[1]}/status"})
-        assert (run.look().phase, run.look().lost) == ("Starting", False)
+        assert (run.snapshot().phase, run.snapshot().lost) == ("Starting", False)
         assert run.goes_on()
-    assert (run.look().phase, run.look().lost) == ("Unknown", True)
+    assert (run.snapshot().phase, run.snapshot().lost) == ("Unknown", True)
     assert not run.goes_on()
 
 
@@ -221,7 +224,7 @@ def test_top_prints_once_when_the_output_is_no_terminal(tmp_path: Path, capsys: 
         (["top", "digits"], "there is no run folder digits, and no cluster to ask for it: kubectl is not on the PATH"),
         (["top", "digits", "-n", "team"], "team/digits: kubectl is not on the PATH"),
         (["trace", "empty"], "empty: has no traces: the processes write them to traces/ when they end"),
-        (["trace", "still"], "still: its processes have made no step"),
+        (["trace", "still"], "still: its processes have told of no step"),
         (["report", "digits"], "digits: is not the folder of a run (there is no manifest.yaml in it)"),
         (["top", "broken"], "broken/result.json: cannot be read: Expecting value: line 1 column 1 (char 0)"),
     ],

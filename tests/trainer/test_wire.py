@@ -4,6 +4,7 @@ import random
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 import paceline_credentials
 from paceline import metrics
-from paceline.wire.frames import HEADER_BYTES, Header, Kind
+from paceline.wire.channel import SMALL_BYTES, Channel
+from paceline.wire.frames import HEADER_BYTES, FrameKind, Header
 
 from .conftest import eventually
 from .inprocess import ID, Cutting, Served, Trainee, equal, train
@@ -48,7 +50,7 @@ def test_random_bytes_change_nothing(served: Served) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    good = Header(Kind.HELLO, bytes.fromhex(ID), nbytes=10).pack()
+    good = Header(FrameKind.HELLO, bytes.fromhex(ID), nbytes=10).pack()
     for number in range(GARBAGE):
         data = chance.randbytes(chance.randrange(1, 200))
         if number % 2:  # a header that is nearly right
@@ -57,7 +59,7 @@ def test_random_bytes_change_nothing(served: Served) -> None:
                 changed[chance.randrange(HEADER_BYTES)] = chance.randrange(256)
             data = bytes(changed)
         send(served.address, data)
-    assert served.service.roll.signature is None
+    assert served.service.membership.signatures == {}
     assert refused(served) > 0.9 * GARBAGE
     assert served.thread.is_alive()
     train(served.address, 2)
@@ -91,12 +93,12 @@ def send_over_tls(address: str, data: bytes, credentials: Path | None) -> None:
 
 def test_garbage_at_a_tls_port_changes_nothing(tmp_path: Path) -> None:
     for name in ("ours", "theirs"):
-        paceline_credentials.write(tmp_path / name, "test")
+        paceline_credentials.write(tmp_path / name, "test", ["ps-0"], 1)
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance, hello = random.Random(seed), client_hello()
     conversations, _ = recorded(steps=2, width=4)
-    server = Served(tls=str(tmp_path / "ours/server"))
+    server = Served(tls=str(tmp_path / "ours/ps-0"))
     garbage = [b"".join(frames) for frames in conversations]  # a whole training, but not over TLS
     for number in range(GARBAGE // 10):
         data = bytearray(chance.randbytes(chance.randrange(1, 200)) if number % 2 else hello)
@@ -104,16 +106,16 @@ def test_garbage_at_a_tls_port_changes_nothing(tmp_path: Path) -> None:
         garbage.append(bytes(data[: chance.randrange(1, len(data) + 1)]))
     for data in garbage:
         send(server.address, data)
-    for credentials in (None, tmp_path / "theirs/worker", tmp_path / "theirs/server"):
+    for credentials in (None, tmp_path / "theirs/worker-0", tmp_path / "theirs/ps-0"):
         for data in (conversations[0][0], chance.randbytes(100)):
             send_over_tls(server.address, data, credentials)
-    assert (server.service.roll.signature, server.service.roll.here) == (None, set())
+    assert (server.service.membership.signatures, server.service.membership.here) == ({}, set())
     eventually(lambda: refused(server) == len(garbage) + 6)
-    trainee = Trainee(server.address, width=4, tls=str(tmp_path / "ours/worker"))
+    trainee = Trainee(server.address, width=4, tls=str(tmp_path / "ours/worker-0"))
     trainee.steps(range(2))
     trainee.weights()
     server.stop()
-    assert (server.error, server.service.aggregator.version) == (None, 2)
+    assert (server.error, server.service.training_status.version) == (None, 2)
 
 
 def recorded(steps: int, width: int) -> tuple[list[list[bytes]], dict[str, torch.Tensor]]:
@@ -136,7 +138,16 @@ def frames(data: bytes) -> Iterator[bytes]:
 def test_every_truncation_of_every_frame_changes_nothing() -> None:
     conversations, expected = recorded(steps=3, width=4)
     kinds = {Header.unpack(f[:HEADER_BYTES]).kind for frames in conversations for f in frames}
-    assert kinds >= {Kind.HELLO, Kind.INITIAL, Kind.STATICS, Kind.JOIN, Kind.PUSH, Kind.COMMIT, Kind.REPORT, Kind.LEAVE}
+    assert kinds >= {
+        FrameKind.HELLO,
+        FrameKind.INITIAL,
+        FrameKind.STATICS,
+        FrameKind.JOIN,
+        FrameKind.PUSH,
+        FrameKind.COMMIT,
+        FrameKind.REPORT,
+        FrameKind.LEAVE,
+    }
     server = Served()
     trainee = Trainee(server.address, width=4)
     trainee.steps(range(1))
@@ -147,8 +158,34 @@ def test_every_truncation_of_every_frame_changes_nothing() -> None:
             before = b"" if frame is hello else hello
             for length in range(len(frame)):
                 send(server.address, before + frame[:length])
-    assert server.service.aggregator.version == 1
+    assert server.service.training_status.version == 1
     trainee.steps(range(1, 3))
     found = trainee.weights()
     server.stop()
     assert equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [0, 10, SMALL_BYTES])
+def test_a_frame_that_goes_with_the_next_one_comes_first(size: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ours = socket.create_connection(listening.getsockname())
+        theirs, _ = listening.accept()
+    sender, receiver = (Channel(s, bytes.fromhex(ID), "the other", 10.0) for s in (ours, theirs))
+    payload, after = memoryview(bytes(size)), memoryview(b"after")
+
+    def send_all() -> None:
+        sender.send(Header(FrameKind.STATICS, sender.training, step=1), (payload,), more=True)
+        sender.send(Header(FrameKind.PARAMETERS, sender.training, step=2), (after,))
+        sender.send(Header(FrameKind.PARAMETERS, sender.training, step=3))
+
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(send_all)
+        headers = []
+        for _ in range(3):
+            headers.append(receiver.header())
+            receiver.bytes(headers[-1])
+        sent.result(10)
+    assert [(h.kind, h.step, h.nbytes) for h in headers] == [
+        (FrameKind.STATICS, 1, size), (FrameKind.PARAMETERS, 2, 5), (FrameKind.PARAMETERS, 3, 0)
+    ]  # fmt: skip
+    assert sender.sent == size + 5

@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
+from paceline import startup
 from paceline_core.errors import LaunchError
 from paceline_core.launch import PREFIX, local_environments
 
@@ -33,16 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: list[str], environments: Sequence[Mapping[str, str]]) -> int:
     children: dict[int, subprocess.Popen[bytes]] = {}
+    told: list[int] = []
 
     def forward(number: int, _: object) -> None:
+        told.append(number)
         _tell(children, number)
 
     for number in FORWARDED:
         signal.signal(number, forward)
     try:
         for environment in environments:
-            child = subprocess.Popen(command, env={**os.environ, **environment})
+            child = subprocess.Popen(command, env={**startup.environment(os.environ), **environment})
             children[child.pid] = child
+            for early in tuple(told):  # while it was being started
+                _tell([child.pid], early)
     except OSError as error:
         print(f"cannot run {command[0]}: {error.strerror}", file=sys.stderr)
         forward(signal.SIGTERM, None)
@@ -67,7 +72,7 @@ def _wait(children: dict[int, subprocess.Popen[bytes]]) -> int:
     return first
 
 
-def _tell(children: Mapping[int, object], number: int) -> None:
+def _tell(children: Iterable[int], number: int) -> None:
     """Not by Popen.send_signal, which may reap the child that `_wait` waits for."""
     for pid in list(children):
         with suppress(ProcessLookupError):

@@ -1,17 +1,17 @@
 """The failure file: why this process died, for the runner and, as the termination message, for Kubernetes."""
 
-import json
 import traceback
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paceline import json_text
 from paceline_core.errors import PeerLost
 
 KEPT_BYTES = 4096  # of a termination message, by the kubelet: its end, so that a longer one is no JSON any more
 TEXT_LIMIT = 3000  # characters
-LIBRARIES = ("gloo", "nccl")
+LIBRARIES = ("gloo", "nccl", "pair closure")  # the last in an error of gloo that leaves out its name
 BROKEN = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited", "aborted")
 TOO_LATE = ("timed out", "timing out", "timeout")
 
@@ -47,16 +47,19 @@ def write_summary(summary: dict[str, Any], path: str | None) -> None:
     reported = list(summary["reported"].items())
 
     def text(count: int) -> str:
-        return json.dumps({"summary": {**summary, "reported": dict(reported[:count])}})
+        return json_text.dumps({"summary": {**summary, "reported": dict(reported[:count])}})
 
     Path(path).write_text(text(_most_that_fit(len(reported), text)))
 
 
-def write(error: BaseException, path: str | None) -> None:
-    """Write the failure file, if the launch names one. It tells the reason: a full disk must not hide it."""
+def write(error: BaseException, path: str | None, more: Mapping[str, Any] | None = None) -> None:
+    """Write the failure file, if the launch names one. It tells the reason: a full disk must not hide it.
+
+    `more`: what the operator is told beside it, in a few hundred bytes.
+    """
     if path is None:
         return
-    described = describe(error)
+    described = {**describe(error), **(more or {})}
     try:
         if described["victim"] and Path(path).is_file() and Path(path).stat().st_size:
             return  # another process of this pod told its own reason
@@ -77,15 +80,15 @@ def _of_a_library(error: BaseException, words: tuple[str, ...]) -> bool:
     return isinstance(behind, RuntimeError) and told
 
 
-def _fitting(described: dict[str, str | bool]) -> str:
+def _fitting(described: Mapping[str, Any]) -> str:
     """As JSON that Kubernetes keeps whole: the traceback is cut first, at its start, then the end of the message."""
     trace, message = str(described["traceback"]), str(described["message"])
 
     def shorter_trace(count: int) -> str:
-        return json.dumps({**described, "traceback": trace[len(trace) - count :]})
+        return json_text.dumps({**described, "traceback": trace[len(trace) - count :]})
 
     def shorter_message(count: int) -> str:
-        return json.dumps({**described, "traceback": "", "message": message[:count]})
+        return json_text.dumps({**described, "traceback": "", "message": message[:count]})
 
     count = _most_that_fit(len(trace), shorter_trace)
     return shorter_trace(count) if count else shorter_message(_most_that_fit(len(message), shorter_message))

@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as Family
 
+from paceline_core.metric_series import Metric, MetricKind, exported
+from paceline_core.modes import NOT_WAITING, WAITING, names
 from paceline_core.spec import Level
-from paceline_core.telemetry import Kind, Metric, exported
 
-C, G, H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+C, G, H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 DETAILED, STANDARD = Level.DETAILED, Level.STANDARD
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 FEW_SECONDS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30)  # of a worker at level Standard
@@ -26,8 +27,8 @@ COMPUTE = "compute"  # all others
 LATENCY = Metric(
     "paceline_worker_gradient_latency_seconds",
     H,
-    "From the last local gradient being ready until the parameters that include it (Synchronous, AllReduce) or the "
-    "answer with fresh ones (Asynchronous) can be used.",
+    f"From the last local gradient being ready until the parameters that include it ({WAITING}) or the "
+    f"answer with fresh ones ({NOT_WAITING}) can be used.",
     buckets=SECONDS,
     level=STANDARD,
 )
@@ -108,40 +109,43 @@ LAG = Metric(
     C,
     "Time that a worker's gradients came after the median of their round; in a ring, waited less than the median.",
     ("worker",),
-    only="Synchronous, AllReduce",
+    only=WAITING,
 )
 LAST_ARRIVALS = Metric(
     "paceline_server_worker_last_arrivals_total",
     C,
     "Rounds in which the worker came last.",
     ("worker",),
-    only="Synchronous, AllReduce",
+    only=WAITING,
 )
 ROUND = Metric(
     "paceline_server_round_duration_seconds",
     H,
     "From one update to the next.",
     buckets=SECONDS,
-    only="Synchronous, AllReduce",
+    only=WAITING,
 )
 SPREAD = Metric(
     "paceline_server_round_spread_seconds",
     H,
     "From the first to the last arrival of a round: the price of stragglers.",
     buckets=SECONDS,
-    only="Synchronous, AllReduce",
+    only=WAITING,
 )
 STRAGGLER = Metric(
     "paceline_server_straggler_cost_ratio",
     G,
     "Share of the throughput that the worker that makes the others wait costs; there only while one is named.",
     ("worker", "cause"),
-    only="Synchronous, AllReduce",
+    only=WAITING,
 )
 APPLIED = Metric("paceline_server_gradients_applied_total", C, "Gradients applied.", ("worker",), level=STANDARD)
 REJECTED = Metric("paceline_server_gradients_rejected_total", C, "Gradients rejected.", ("worker", "reason"))
 PEERS_REJECTED = Metric(
-    "paceline_server_peers_rejected_total", C, "Connections that were ended for what they sent.", ("reason",)
+    "paceline_server_peers_rejected_total",
+    C,
+    "Connections that were ended for what they sent or did not send.",
+    ("reason",),
 )
 DELAY = Metric(
     "paceline_server_gradient_staleness_steps",
@@ -159,7 +163,10 @@ WORKER_DELAY = Metric(
     only="parameter server",
 )
 MAX_STALENESS = Metric(
-    "paceline_server_max_staleness_steps", G, "asynchronous.maxStaleness, in updates.", only="Asynchronous"
+    "paceline_server_max_staleness_steps",
+    G,
+    "Greatest staleness that is applied, in updates.",
+    only=", ".join(names(lambda it: it.knobs.rejects_late)),
 )
 LAST_SEEN = Metric(
     "paceline_server_worker_last_seen_timestamp_seconds",
@@ -195,6 +202,40 @@ LOST = Metric(
     "Time lost, by reason; with the productive time it adds up to the wall time.",
     ("reason",),
 )
+CHECKPOINT_SECONDS = Metric(
+    "paceline_checkpoint_duration_seconds",
+    H,
+    "Time to save a checkpoint, from its place in the order to its manifest, and to read the one to go on from.",
+    ("op",),
+    (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+    only="spec.checkpoint",
+)
+CHECKPOINT_TIME = Metric(
+    "paceline_checkpoint_last_success_timestamp_seconds",
+    G,
+    "When the newest checkpoint was saved, in Unix time.",
+    only="spec.checkpoint",
+)
+CHECKPOINT_STEP = Metric(
+    "paceline_checkpoint_last_success_step", G, "Updates made until the newest checkpoint.", only="spec.checkpoint"
+)
+CHECKPOINT_BYTES = Metric(
+    "paceline_checkpoint_bytes", G, "Bytes of the files of the newest checkpoint.", only="spec.checkpoint"
+)
+CHECKPOINT_FAILURES = Metric(
+    "paceline_checkpoint_failures_total",
+    C,
+    "Checkpoints that could not be saved (space: no room is left; io: anything else), and newer ones that were passed "
+    "over in going on (checksum: a file is not as it was written).",
+    ("op", "reason"),
+    only="spec.checkpoint",
+)
+CHECKPOINT_MISSED = Metric(
+    "paceline_checkpoint_missed",
+    G,
+    "Checkpoints that were due since the newest that was saved.",
+    only="spec.checkpoint",
+)
 TRAINING_LATENCY = Metric(
     "paceline_training_gradient_latency_seconds",
     H,
@@ -213,7 +254,8 @@ BUILD = Metric("paceline_build_info", G, "1; the labels tell the versions.", ("v
 SERVER = (
     LAG, LAST_ARRIVALS, ROUND, SPREAD, STRAGGLER, APPLIED, REJECTED, PEERS_REJECTED, DELAY, WORKER_DELAY,
     MAX_STALENESS, LAST_SEEN, APPLY, LOCK_WAIT, QUEUE, CONNECTED, VERSION, PARAMETER_BYTES, SERVER_BYTES, PRODUCTIVE,
-    LOST, TRAINING_LATENCY, WORKER_LATENCY, BUILD,
+    LOST, CHECKPOINT_SECONDS, CHECKPOINT_TIME, CHECKPOINT_STEP, CHECKPOINT_BYTES, CHECKPOINT_FAILURES,
+    CHECKPOINT_MISSED, TRAINING_LATENCY, WORKER_LATENCY, BUILD,
 )  # fmt: skip
 DECLARED = WORKER + SERVER
 
@@ -237,10 +279,10 @@ class Instruments:
         if metric in self._families:
             self._child(metric, labels).set(value)  # type: ignore[union-attr]
 
-    def observe(self, metric: Metric, value: float) -> None:
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Count into a histogram."""
         if metric in self._families:
-            self._child(metric, ()).observe(value)  # type: ignore[union-attr]
+            self._child(metric, labels).observe(value)  # type: ignore[union-attr]
 
     def clear(self, metric: Metric) -> None:
         """Forget what was recorded."""
@@ -264,9 +306,9 @@ class Instruments:
     def _make(self, metric: Metric, constant: tuple[str, ...]) -> Counter | Gauge | Histogram:
         names = (*constant, *metric.labels)
         match metric.kind:
-            case Kind.COUNTER:
+            case MetricKind.COUNTER:
                 return Counter(metric.name, metric.help, names, registry=self.registry)
-            case Kind.GAUGE:
+            case MetricKind.GAUGE:
                 return Gauge(metric.name, metric.help, names, registry=self.registry)
         few = metric is LATENCY and self.level is STANDARD
         buckets = FEW_SECONDS if few else metric.buckets

@@ -1,62 +1,73 @@
-"""The final weights: each shard writes its slices, and `merge` makes one safetensors file of them."""
+"""The weights as files: each shard writes its slices, of which paceline/merged_weights.py makes one for each model."""
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from paceline.signature import Signature
-
-FILE = "weights.safetensors"
-SIGNATURE = "signature.json"
-
-
-def shard_file(ordinal: int | str) -> str:
-    """Name of one shard's file; its tensors are named `index:start` (optimizer order, first element) or by name."""
-    return f"weights-ps-{ordinal}.safetensors"
+from paceline.files import private_writing
+from paceline.model_signature import Signature
 
 
 def save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file whole or not at all; tensors that share memory are written separately."""
     temporary = path.with_suffix(".tmp")
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
+    temporary.chmod(private_writing.FILE)
     os.replace(temporary, path)
 
 
-def statics(signature: Signature, frozen: bytes, buffers: bytes) -> dict[str, torch.Tensor]:
-    """Frozen parameters and buffers from the bytes that worker 0 sent, by name."""
+def first_not_finite(
+    trained: Iterable[tuple[str, torch.Tensor]], untrained: Iterable[tuple[str, torch.Tensor]]
+) -> str | None:
+    """The name of the first tensor that holds NaN or, if it is trained, an infinity: a mask may be made of them."""
+    for name, tensor in trained:
+        if _is_real(tensor) and not bool(torch.isfinite(_wide(tensor)).all()):
+            return name
+    for name, tensor in untrained:
+        if _is_real(tensor) and bool(torch.isnan(_wide(tensor)).any()):
+            return name
+    return None
+
+
+def untrained_tensors(signature: Signature, held: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    """Frozen parameters and buffers from their bytes, by name."""
     found = {}
-    for infos, data in ((signature.frozen, frozen), (signature.buffers, buffers)):
-        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        start = 0
-        for info in infos:
-            piece = raw[start : start + info.nbytes].clone()
-            found[info.name] = piece.view(getattr(torch, info.dtype)).view(info.shape)
-            start += info.nbytes
+    for info in signature.untrained:
+        dtype = getattr(torch, info.dtype)
+        data = held.get(info.name, b"")
+        flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype, device="cpu")
+        found[info.name] = flat.view(info.shape)
     return found
 
 
-def merge(folder: Path) -> str:
-    """Write weights.safetensors from the shards' files and remove them; gives the SHA-256 of what is there.
-
-    Raises FileNotFoundError when the servers wrote nothing.
-    """
-    target = folder / FILE
-    if not target.exists():
-        signature = Signature.from_json(json.loads((folder / SIGNATURE).read_text()))
-        parts = sorted(folder.glob(shard_file("*")))
+def of_checkpoint(folder: Path, shards: int, pairs: int) -> dict[str, torch.Tensor]:
+    """The state dict of the first model in a checkpoint."""
+    found: dict[str, torch.Tensor] = {}
+    for pair in range(pairs):
+        signature = Signature.from_json(json.loads((folder / f"pair-{pair}.json").read_text()))
+        if signature.model != 0:
+            continue
+        parts = [folder / f"ps-{ordinal}.{pair}.parameters.safetensors" for ordinal in range(shards)]
         pieces = {name: tensor for part in parts for name, tensor in load_file(part).items()}
-        save(_tensors(signature, pieces), target)
-        for part in parts:
-            part.unlink()
-    return hashlib.sha256(target.read_bytes()).hexdigest()
+        found |= _untrained(signature, pieces) | _trained(signature, pieces)
+        found |= {alias: found[name] for alias, name in signature.aliases.items() if name in found}
+    return found
 
 
-def _tensors(signature: Signature, pieces: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Numbers of one byte have no isfinite."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
+
+
+def _trained(signature: Signature, pieces: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     cut: dict[int, list[tuple[int, torch.Tensor]]] = {}
     for name, piece in pieces.items():
         index, colon, start = name.partition(":")
@@ -65,9 +76,10 @@ def _tensors(signature: Signature, pieces: Mapping[str, torch.Tensor]) -> dict[s
     found = {}
     for i, info in enumerate(signature.parameters):
         slices = [piece for _, piece in sorted(cut.get(i, []), key=lambda item: item[0])]
-        empty = torch.empty(0, dtype=getattr(torch, info.dtype))
+        empty = torch.empty(0, dtype=getattr(torch, info.dtype), device="cpu")
         found[info.name] = torch.cat(slices or [empty]).view(info.shape)
-    for info in signature.frozen + signature.buffers:
-        if info.name not in signature.transient:
-            found[info.name] = pieces[info.name]
-    return found | {alias: found[name] for alias, name in signature.aliases.items() if name in found}
+    return found
+
+
+def _untrained(signature: Signature, pieces: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {info.name: pieces[info.name] for info in signature.untrained if info.name not in signature.transient}

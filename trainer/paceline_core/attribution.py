@@ -40,7 +40,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Round:
-    """One synchronous update."""
+    """One update that waited for all workers."""
 
     lags: Mapping[int, float]  # of each worker, in seconds
     seconds: float  # since the update before

@@ -41,8 +41,8 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What one server holds."""
+class ShardPlan:
+    """What one server is to hold."""
 
     ordinal: int
     buckets: tuple[Bucket, ...]
@@ -53,7 +53,7 @@ class Shard:
         return sum(b.nbytes for b in self.buckets)
 
 
-def plan(parameters: Sequence[Parameter], shards: int, bucket_bytes: int) -> tuple[Shard, ...]:
+def plan(parameters: Sequence[Parameter], shards: int, bucket_bytes: int) -> tuple[ShardPlan, ...]:
     """Cut `parameters` and give each slice to the shard with the fewest bytes so far.
 
     The order is reversed, because backward makes the gradients of the last parameters first. A bucket holds at most
@@ -68,7 +68,7 @@ def plan(parameters: Sequence[Parameter], shards: int, bucket_bytes: int) -> tup
             shard = loads.index(min(loads))
             loads[shard] += nbytes
             pieces[shard].append((index, start, stop, nbytes))
-    return tuple(Shard(i, tuple(_pack(p, bucket_bytes))) for i, p in enumerate(pieces))
+    return tuple(ShardPlan(i, tuple(_pack(p, bucket_bytes))) for i, p in enumerate(pieces))
 
 
 def _cuts(parameter: Parameter, bucket_bytes: int) -> Iterator[tuple[int, int]]:

@@ -5,10 +5,13 @@ PacelineError
 ├── LaunchError          the process's environment is not one that Paceline made
 ├── UsageError           the script uses the API in a way that cannot work
 │   └── ModelMismatch    this worker's model or optimizer is not the one the others train
+├── WeightsDiffer        workers of a ring hold different weights after the same step
+├── NotFinite            a gradient, a loss or weights are not finite, and the training fails because of it
 ├── ProtocolError        a peer sent something that is not a valid frame; its connection ends
 ├── PeerLost             a peer went away or did not answer in time: this process is a victim
 │   └── Unreachable      nobody of this training answers at its address
-└── ReplayError          a recorded run does not fit this one
+├── ReplayError          a recorded run does not fit this one
+└── CheckpointDamaged    a checkpoint is not as it was written
 """
 
 
@@ -38,6 +41,14 @@ class ModelMismatch(UsageError):
     """The model or optimizer differs from the one that the other workers train."""
 
 
+class WeightsDiffer(PacelineError):
+    """The workers do not hold the same weights any more: what is trained is not one model."""
+
+
+class NotFinite(PacelineError):
+    """A gradient, a loss or weights are not finite, and by `gradients.onNonFinite` the training fails then."""
+
+
 class ProtocolError(PacelineError):
     """A peer sent bytes that are not a frame of this training; `reason` is a stable label for metrics."""
 
@@ -56,3 +67,7 @@ class Unreachable(PeerLost):
 
 class ReplayError(PacelineError):
     """The recorded run and this one do not fit together."""
+
+
+class CheckpointDamaged(PacelineError):
+    """A checkpoint, or a file of one, is not as it was written."""

@@ -1,6 +1,6 @@
 """The launch contract: what a process must be told to take its part, and its form as environment variables.
 
-The local runner and the operator write it; servers and workers read it. Nothing else passes between them.
+The local runner and the operator write it; servers and workers read it.
 """
 
 import json
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from paceline_core.errors import LaunchError
-from paceline_core.spec import Topology, TrainingSpec
+from paceline_core.limits import START, STEP, Limit
+from paceline_core.spec import TrainingSpec
 
 PREFIX = "PACELINE_"
+NEWEST = "newest"  # in place of a checkpoint's path: the newest whole one of this training, or its beginning
 
 
 class Role(StrEnum):
@@ -68,15 +70,16 @@ class Launch:
     training: str
     training_id: str  # 32 hexadecimal digits, new for every run
     spec: TrainingSpec
-    servers: tuple[str, ...]  # one for each shard; the coordinator's alone for AllReduce
+    servers: tuple[str, ...]  # one for each shard; in a ring the coordinator's alone
     incarnation: int = 0  # greater for a process that takes the place of one that was lost
     replaced: bool = False  # whether a lost worker is started again
     listen: str = "127.0.0.1:0"  # servers: where to accept workers
-    metrics: str = "127.0.0.1:0"  # where to serve /metrics (and, on server 0, /status)
-    tls: str | None = None  # folder with ca.pem, cert.pem, key.pem for this role; None with transport Insecure
+    metrics: str = "127.0.0.1:0"  # where to serve /metrics and /trace (and, on server 0 or the coordinator, /status)
+    tls: str | None = None  # folder with ca.pem, cert.pem, key.pem of this process; None with transport Insecure
     output: str | None = None  # folder for weights, logs of arrivals and of steps
     termination_log: str | None = None  # file for the reason of a failure, as in Kubernetes
     replay: str | None = None  # arrival log to follow
+    resume: str | None = None  # checkpoint to go on from, or NEWEST
     slowdown: str | None = None  # for example 30ms, 10x or send:30ms
     started: float | None = None  # when the training began, in Unix time, if not with this process
     node: str = ""  # where the process runs, if its host name does not tell
@@ -88,9 +91,25 @@ class Launch:
         return f"{self.role}-{self.ordinal}"
 
     @property
+    def first_server(self) -> str:
+        """The name of shard 0, or of the coordinator."""
+        role, ordinal = replicas(self.spec)[0]
+        return f"{role}-{ordinal}"
+
+    @property
     def world_size(self) -> int:
         """How many workers there are."""
         return self.spec.world_size
+
+    @property
+    def start_limit(self) -> Limit:
+        """How long a process waits at most for others to join."""
+        return Limit(self.spec.run_policy.start_timeout_seconds, START)
+
+    @property
+    def step_limit(self) -> Limit:
+        """How long a process waits at most for another that has joined."""
+        return Limit(self.spec.gradients.timeout_seconds, STEP)
 
     def to_environment(self) -> dict[str, str]:
         """The variables to start the process with."""
@@ -99,7 +118,7 @@ class Launch:
             "ORDINAL": str(self.ordinal),
             "TRAINING": self.training,
             "TRAINING_ID": self.training_id,
-            "SPEC": self.spec.model_dump_json(by_alias=True, exclude_defaults=True),
+            "SPEC": self.spec.without_templates().model_dump_json(by_alias=True, exclude_defaults=True),
             "SERVERS": ",".join(self.servers),
             "INCARNATION": str(self.incarnation),
             "REPLACED": "1" if self.replaced else None,
@@ -109,11 +128,27 @@ class Launch:
             "OUTPUT": self.output,
             "TERMINATION_LOG": self.termination_log,
             "REPLAY": self.replay,
+            "RESUME": self.resume,
             "SLOWDOWN": self.slowdown,
             "STARTED": None if self.started is None else str(self.started),
             "NODE": self.node or None,
         }
-        return {PREFIX + k: v for k, v in texts.items() if v is not None} | dict(self.extra)
+        own = {PREFIX + k: v for k, v in texts.items() if v is not None}
+        return own | self._rendezvous() | dict(self.extra)
+
+    def _rendezvous(self) -> dict[str, str]:
+        """What a script reads that calls torch.distributed.init_process_group itself, as torchrun tells it."""
+        if self.role is not Role.WORKER or not self.spec.ring:
+            return {}
+        host, _, port = self.servers[0].rpartition(":")
+        return {
+            "RANK": str(self.ordinal),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
+        }
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Launch | None":
@@ -137,6 +172,7 @@ class Launch:
                 output=get("OUTPUT"),
                 termination_log=get("TERMINATION_LOG"),
                 replay=get("REPLAY"),
+                resume=get("RESUME"),
                 slowdown=get("SLOWDOWN"),
                 started=float(environment[PREFIX + "STARTED"]) if PREFIX + "STARTED" in environment else None,
                 node=get("NODE") or "",
@@ -162,21 +198,21 @@ def local_environments(environment: Mapping[str, str]) -> list[dict[str, str]]:
         return [{}]
     first = int(environment[PREFIX + "ORDINAL"]) * count
     host, _, port = environment[PREFIX + "METRICS"].rpartition(":")
+    gpus, ring = PREFIX + "GPUS" in environment, "RANK" in environment
+    alone = gpus and ring  # a DDP script takes the GPU of its local rank, and the only one that it sees is number 0
     return [
         {
             PREFIX + "ORDINAL": str(first + index),
             PREFIX + "METRICS": f"{host}:{int(port) + index}",
-            "LOCAL_RANK": str(index),
+            "LOCAL_RANK": "0" if alone else str(index),
         }
-        | ({"CUDA_VISIBLE_DEVICES": str(index)} if PREFIX + "GPUS" in environment else {})
+        | ({"RANK": str(first + index), "LOCAL_WORLD_SIZE": "1" if alone else str(count)} if ring else {})
+        | ({"CUDA_VISIBLE_DEVICES": str(index)} if gpus else {})
         for index in range(count)
     ]
 
 
 def replicas(spec: TrainingSpec) -> tuple[tuple[Role, int], ...]:
     """The processes of a training, servers first: (role, ordinal)."""
-    if spec.topology is Topology.ALL_REDUCE:
-        first = [(Role.COORDINATOR, 0)]
-    else:
-        first = [(Role.SERVER, i) for i in range(spec.server.replicas)]
+    first = [(Role.COORDINATOR, 0)] if spec.ring else [(Role.SERVER, i) for i in range(spec.server.replicas)]
     return tuple(first + [(Role.WORKER, i) for i in range(spec.world_size)])

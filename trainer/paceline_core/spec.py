@@ -1,26 +1,27 @@
 """The resource `DistributedTraining`, as frozen models: the single source of validation, documentation and the CRD."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field, create_model, model_validator
+
+from paceline_core.checkpoint_policy import Checkpoint
+from paceline_core.pod_template import TRAINER_CONTAINER, PodTemplate, gpus, training_part, trains
+from paceline_core.resource import LONGEST_SECONDS, Open, Strict
+from paceline_core.run_policy import RunPolicy
+from paceline_core.state_machine import Knobs
+from paceline_core.strategies import DEFAULT, STRATEGIES
 
 API_VERSION = "paceline.dev/v1alpha1"
 KIND = "DistributedTraining"
-TRAINER_CONTAINER = "trainer"
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+OPTIMIZER_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 
-class Strict(BaseModel):
-    """Frozen, camelCase outside, and closed: an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
-
-
-class Open(BaseModel):
-    """Part of a pod template: the fields that Paceline reads are typed, the others pass through to Kubernetes."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True)
+if TYPE_CHECKING:
+    StrategyName = str
+else:
+    StrategyName = Literal[tuple(STRATEGIES)]
 
 
 class Topology(StrEnum):
@@ -30,18 +31,13 @@ class Topology(StrEnum):
     ALL_REDUCE = "AllReduce"
 
 
-class Strategy(StrEnum):
-    """When a parameter server applies gradients."""
-
-    SYNCHRONOUS = "Synchronous"
-    ASYNCHRONOUS = "Asynchronous"
+MEMBERS = {Topology.PARAMETER_SERVER: "parameterServer", Topology.ALL_REDUCE: "allReduce"}  # the field of each
+SERVERS_FIELD = MEMBERS[Topology.PARAMETER_SERVER]
 
 
-class OnStale(StrEnum):
-    """What a worker does after its gradient was rejected as too stale."""
-
-    RECOMPUTE = "Recompute"
-    NEXT_BATCH = "NextBatch"
+def is_ring(topology: object) -> bool:
+    """Whether workers average gradients among themselves, in a topology of this name."""
+    return topology == Topology.ALL_REDUCE
 
 
 class Transport(StrEnum):
@@ -60,102 +56,79 @@ class Level(StrEnum):
     AGGREGATED = "Aggregated"
 
 
-class CleanPodPolicy(StrEnum):
-    """Which pods are removed when a training has finished."""
+class OnNonFinite(StrEnum):
+    """What becomes of a training whose gradients, loss or weights are not finite."""
 
-    NONE = "None"
-    RUNNING = "Running"
-    ALL = "All"
+    SKIP = "Skip"
+    FAIL = "Fail"
+    REPORT = "Report"
 
-
-class EnvVar(Open):
-    """One environment variable of a container."""
-
-    name: str = Field(description="Name of the variable.", min_length=1)
-    value: str = Field(default="", description="Its value. Default: empty.")
+    @property
+    def checks_gradients(self) -> bool:
+        """Whether an update of a gradient that is not finite is left out."""
+        return self is not OnNonFinite.REPORT
 
 
-class Container(Open):
-    """One container of a pod template; every other field of a Kubernetes container is passed through."""
-
-    name: str = Field(description="Name of the container; the one named `trainer` runs the training script.")
-    image: str | None = Field(default=None, description="Image to run; ignored by `paceline run`.")
-    command: tuple[str, ...] = Field(default=(), description="Program and first arguments, not run in a shell.")
-    args: tuple[str, ...] = Field(default=(), description="Further arguments.")
-    env: tuple[EnvVar, ...] = Field(default=(), description="Environment variables.")
-    working_dir: str | None = Field(default=None, description="Folder to run in. Default: the image's, or the current.")
-
-
-class PodSpec(Open):
-    """The `spec` of a pod template."""
-
-    containers: tuple[Container, ...] = Field(description="Containers of the pod.", min_length=1)
-
-
-class PodTemplate(Open):
-    """A Kubernetes PodTemplateSpec."""
-
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Labels and annotations for the pods.")
-    spec: PodSpec = Field(description="The pod's specification, as in Kubernetes.")
-
-
-def _has_command(template: PodTemplate) -> PodTemplate:
-    named = [c for c in template.spec.containers if c.name == TRAINER_CONTAINER]
-    if len(named) != 1:
-        names = ", ".join(c.name for c in template.spec.containers)
-        raise ValueError(f"needs exactly one container named `{TRAINER_CONTAINER}`; found: {names}")
-    if not named[0].command:
-        raise ValueError(f"container `{TRAINER_CONTAINER}` needs a command, for example [python, train.py]")
-    return template
-
-
-def _whole_gpus(template: PodTemplate) -> PodTemplate:
-    for container in template.spec.containers:
-        limits = ((container.model_extra or {}).get("resources") or {}).get("limits") or {}
-        for name, count in limits.items():
-            if name.endswith("/gpu") and not str(count).isdigit():
-                raise ValueError(f"container `{container.name}`: limit {name} is {count!r}, and must be a whole number")
-    return template
-
-
-class Asynchronous(Strict):
-    """Settings of the strategy Asynchronous."""
-
-    max_staleness: int = Field(
-        default=8,
-        ge=0,
-        description="Greatest delay, in updates, between the parameters a gradient was computed from and those it is "
-        "applied to; a gradient with a greater delay is rejected. Default: 8.",
-    )
-    on_stale: OnStale = Field(
-        default=OnStale.RECOMPUTE,
-        description="What a worker does after a rejection: Recompute the gradient of the same batch (needs the data "
-        "to come through paceline.shard) or go on with the NextBatch. Default: Recompute.",
-    )
-
-
-class ParameterServer(Strict):
-    """Servers that hold the parameters and update them."""
+class _Strategy(Strict):
+    """Which update strategy the servers follow; beside it each strategy of the table has a field for its settings."""
 
     replicas: int = Field(default=1, ge=1, le=64, description="Server processes; each holds a shard. Default: 1.")
-    strategy: Strategy = Field(
-        default=Strategy.SYNCHRONOUS,
-        description="Synchronous applies the mean of all workers' gradients; Asynchronous applies each as it "
-        "arrives. Default: Synchronous.",
+    strategy: StrategyName = Field(
+        default=DEFAULT.name,
+        description="; ".join(f"{s.name} {s.summary}" for s in STRATEGIES.values()) + f". Default: {DEFAULT.name}.",
     )
-    asynchronous: Asynchronous | None = Field(default=None, description="Only with strategy Asynchronous.")
+
+
+if TYPE_CHECKING:
+    _StrategySettings = _Strategy
+else:
+    _StrategySettings = create_model(
+        "_StrategySettings",
+        __base__=_Strategy,
+        **{
+            s.member: (s.settings | None, Field(default=None, description=f"Only with strategy {s.name}."))
+            for s in STRATEGIES.values()
+            if s.settings is not None
+        },
+    )
+
+
+class ParameterServer(_StrategySettings):
+    """Servers that hold the parameters and update them."""
+
+    optimizers: tuple[Annotated[str, Field(pattern=OPTIMIZER_PATTERN)], ...] = Field(
+        default=(),
+        max_length=32,
+        description="Optimizers of your own that the servers may import and run, each as `module:Class`; they must "
+        "treat each element of a parameter by itself. Default: none but torch.optim's.",
+    )
     template: PodTemplate | None = Field(default=None, description="Pod template of the servers. Default: generated.")
 
     @model_validator(mode="after")
     def _settings_match_strategy(self) -> Self:
-        if self.asynchronous is not None and self.strategy is not Strategy.ASYNCHRONOUS:
-            raise ValueError(f"`asynchronous` is set but strategy is {self.strategy}: remove it, or set Asynchronous")
+        for other in STRATEGIES.values():
+            if other.name != self.strategy and other.settings is not None and getattr(self, other.member) is not None:
+                raise ValueError(
+                    f"`{other.field}` is set but strategy is {self.strategy}: remove it, or set {other.name}"
+                )
         return self
 
+    def problem(self, world_size: int) -> str | None:
+        """Why the strategy cannot run with so many workers, and what to do; None when it can."""
+        chosen = STRATEGIES[self.strategy]
+        return chosen.problem(self._settings, world_size)
+
+    def knobs(self, world_size: int) -> Knobs:
+        """What the strategy does, with its settings in force."""
+        return STRATEGIES[self.strategy].knobs(self._settings, world_size)
+
     @property
-    def staleness(self) -> Asynchronous:
-        """The asynchronous settings in force, defaults included."""
-        return self.asynchronous or Asynchronous()
+    def _settings(self) -> Strict | None:
+        chosen = STRATEGIES[self.strategy]
+        if chosen.settings is None:
+            return None
+        given: Strict | None = getattr(self, chosen.member)
+        return given or chosen.settings()
 
 
 class AllReduce(Strict):
@@ -176,7 +149,7 @@ class Workers(Strict):
         description="Processes in each worker pod, each a worker of its own with a rank: a number, or Auto for one "
         "for each GPU in the limits of container `trainer`, and one without GPUs. Default: Auto.",
     )
-    template: Annotated[PodTemplate, AfterValidator(_has_command), AfterValidator(_whole_gpus)] = Field(
+    template: Annotated[PodTemplate, AfterValidator(trains)] = Field(
         description="Pod template; its container `trainer` runs the training script."
     )
 
@@ -184,8 +157,7 @@ class Workers(Strict):
     def gpus(self) -> int:
         """GPUs of each replica: what the limits of container `trainer` ask for."""
         container = next(c for c in self.template.spec.containers if c.name == TRAINER_CONTAINER)
-        limits = ((container.model_extra or {}).get("resources") or {}).get("limits") or {}
-        return sum(int(count) for name, count in limits.items() if name.endswith("/gpu"))
+        return gpus(container)
 
     @property
     def processes(self) -> int:
@@ -205,16 +177,25 @@ class Gradients(Strict):
         description="Send gradients while backward still runs. Gradients that change between backward and step "
         "(clipping, unscaling) are noticed and sent again. Default: true.",
     )
-    timeout_seconds: float = Field(
-        default=600, gt=0, description="Longest that a process waits for another, in seconds. Default: 600."
+    max_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Greatest norm of the mean gradient: a greater one is scaled down to it before the update, in "
+        "every topology alike, as torch.nn.utils.clip_grad_norm_ does in one process. Default: none.",
     )
-
-
-class Checkpoint(Strict):
-    """Reserved: this version cannot save checkpoints, and refuses to run a training that asks for them."""
-
-    every_steps: int = Field(ge=1, description="Updates between two checkpoints.")
-    keep: int = Field(default=2, ge=1, description="Checkpoints to keep. Default: 2.")
+    on_non_finite: OnNonFinite = Field(
+        default=OnNonFinite.SKIP,
+        description="When a gradient's norm is not finite (NaN or infinite): Skip leaves out the update on every "
+        "worker alike, names the worker, and ends the training as failed after 100 in a row; Fail ends it at the "
+        "first; Report applies it as PyTorch alone does. A loss that the script reports, or weights at the end, that "
+        "are not finite, are shown wherever the training is, and Fail ends it as failed. Default: Skip.",
+    )
+    timeout_seconds: float = Field(
+        default=600,
+        gt=0,
+        le=LONGEST_SECONDS,
+        description="Longest that a process waits for another, in seconds. Default: 600.",
+    )
 
 
 class Observability(Strict):
@@ -227,31 +208,7 @@ class Security(Strict):
     """Protection of the wire."""
 
     transport: Transport = Field(
-        default=Transport.TLS, description="TLS 1.3 with a certificate for each role, or Insecure. Default: TLS."
-    )
-
-
-class RunPolicy(Strict):
-    """The life of a training."""
-
-    suspend: bool = Field(default=False, description="Do not run yet. Default: false.")
-    ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="Seconds after which a finished training is deleted. Default: never."
-    )
-    active_deadline_seconds: float | None = Field(
-        default=None, gt=0, description="Longest that the training may run, in seconds. Default: no limit."
-    )
-    backoff_limit: int = Field(default=3, ge=0, description="Restarts before the training has failed. Default: 3.")
-    clean_pod_policy: CleanPodPolicy = Field(
-        default=CleanPodPolicy.RUNNING, description="Pods removed when the training has finished. Default: Running."
-    )
-    managed_by: str = Field(
-        default="paceline.dev/operator",
-        description="Who runs this training; Paceline's operator leaves alone one with another name here. "
-        "Default: paceline.dev/operator.",
-    )
-    start_timeout_seconds: float = Field(
-        default=600, gt=0, description="Longest wait for all processes to have joined, in seconds. Default: 600."
+        default=Transport.TLS, description="TLS 1.3 with a certificate for each replica, or Insecure. Default: TLS."
     )
 
 
@@ -263,20 +220,36 @@ class TrainingSpec(Strict):
     all_reduce: AllReduce | None = Field(default=None, description="Only with topology AllReduce.")
     workers: Workers = Field(description="The workers.")
     gradients: Gradients = Field(default=Gradients(), description="How gradients travel.")
-    checkpoint: Checkpoint | None = Field(default=None, description="Reserved; refused by this version.")
+    checkpoint: Checkpoint | None = Field(
+        default=None, description="Saving what the training can go on from. Default: none."
+    )
     observability: Observability = Field(default=Observability(), description="What is exported.")
     security: Security = Field(default=Security(), description="Protection of the wire.")
     run_policy: RunPolicy = Field(default=RunPolicy(), description="The life of the training.")
 
     @model_validator(mode="after")
-    def _member_matches_topology(self) -> Self:
-        members = {Topology.PARAMETER_SERVER: "parameterServer", Topology.ALL_REDUCE: "allReduce"}
-        given = {"parameterServer": self.parameter_server, "allReduce": self.all_reduce}
-        for topology, member in members.items():
-            if given[member] is not None and topology is not self.topology:
-                right = members[self.topology]
-                raise ValueError(f"`{member}` is set but topology is {self.topology}: remove it, or use `{right}`")
+    def _fits_together(self) -> Self:
+        given = {Topology.PARAMETER_SERVER: self.parameter_server, Topology.ALL_REDUCE: self.all_reduce}
+        wrong = [
+            f"`{member}` is set but topology is {self.topology}: remove it, or use `{self.member}`"
+            for topology, member in MEMBERS.items()
+            if given[topology] is not None and topology is not self.topology
+        ]
+        problem = None if self.ring else self.server.problem(self.world_size)
+        if problem is not None:
+            wrong.append(problem)
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
+
+    def without_templates(self) -> Self:
+        """What a process of the training needs of it: of the pod templates only how many GPUs a worker has."""
+        server = {name: given.model_copy(update={"template": None}) for name, given in self._members() if given}
+        workers = self.workers.model_copy(update={"template": training_part(self.workers.template)})
+        return self.model_copy(update={**server, "workers": workers})
+
+    def _members(self) -> tuple[tuple[str, ParameterServer | AllReduce | None], ...]:
+        return ("parameter_server", self.parameter_server), ("all_reduce", self.all_reduce)
 
     @property
     def world_size(self) -> int:
@@ -284,9 +257,24 @@ class TrainingSpec(Strict):
         return self.workers.replicas * self.workers.processes
 
     @property
-    def asynchronous(self) -> bool:
-        """Whether gradients are applied as they arrive, so that a worker can be replaced while the others go on."""
-        return self.topology is Topology.PARAMETER_SERVER and self.server.strategy is Strategy.ASYNCHRONOUS
+    def ring(self) -> bool:
+        """Whether workers average gradients among themselves; beside them is a coordinator instead of servers."""
+        return is_ring(self.topology)
+
+    @property
+    def member(self) -> str:
+        """The field that speaks of the servers, or of the coordinator."""
+        return MEMBERS[self.topology]
+
+    @property
+    def mode(self) -> str:
+        """How this training updates, in a word: the strategy of its servers, or else the topology."""
+        return str(self.topology) if self.ring else self.server.strategy
+
+    @property
+    def knobs(self) -> Knobs:
+        """What this way to update does. In a ring every update is the mean of all workers."""
+        return Knobs() if self.ring else self.server.knobs(self.world_size)
 
     @property
     def server(self) -> ParameterServer:
@@ -300,7 +288,7 @@ class Metadata(Open):
     name: str = Field(
         description="Name: lower-case letters, digits and dashes, a letter first, at most 48 characters (the names of "
         "pods and of a Service are made from it).",
-        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
+        pattern=NAME_PATTERN,
         max_length=48,
     )
 

@@ -60,7 +60,9 @@ def main() -> None:
     steps = options.epochs * len(batches)
     model, optimizer = paceline.distribute(model, optimizer, total_steps=steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.05, 1 - step / steps))
+    paceline.state(schedule=schedule)
 
+    loss = torch.tensor(torch.nan)  # of a training that goes on from a checkpoint: the epochs before pass at once
     for epoch in range(options.epochs):
         for images, labels in batches:
             optimizer.zero_grad()

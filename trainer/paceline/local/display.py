@@ -1,23 +1,25 @@
 """What a person (or a program) sees of a run: a live table, plain lines, or JSON lines."""
 
-import json
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 
-from paceline.views import status as answers
-from paceline.views import words
-from paceline.views.status import Status, Verdict, selection
-from paceline.views.table import legend, table
+from paceline import json_text
+from paceline.terminal import printable
+from paceline.views import formatting
+from paceline.views.sources import status_answer as answers
+from paceline.views.sources.status_answer import OddLossAnswer, Status, VerdictAnswer, selection
+from paceline.views.worker_table import legend, table
+from paceline_core.errors import SpecError
 
 PLAIN_SECONDS = 5.0  # between two lines of progress when the output is not a terminal
+LONGEST = 5000  # characters of a line of ours
 PLAIN_WIDTH = 132  # columns of the final table then
 
 
@@ -43,7 +45,7 @@ class Display(Protocol):
         """The end."""
 
 
-class Text:
+class TextDisplay:
     """For people: a live table on a terminal, lines otherwise."""
 
     def __init__(self) -> None:
@@ -57,8 +59,10 @@ class Text:
 
     def start(self, info: Mapping[str, Any]) -> None:
         """Name the run, and where its metrics are."""
-        self._print(f"[bold]{info['training']}[/]: {info['summary']}")
-        self._print(f"run folder {info['folder']}")
+        self._print(f"[bold]{escape(info['training'])}[/]: {escape(info['summary'])}")
+        self._print(f"run folder {_shown(info['folder'])}")
+        if info["resumed_from"]:
+            self._print(f"resumed    from step {info['resumed_step']} of {_shown(info['resumed_from'])}")
         self._print(f"status     {info['status']}")
         for name, address in info["metrics"].items():
             self._print(f"metrics    {address} ({name})")
@@ -68,15 +72,18 @@ class Text:
 
     def note(self, text: str) -> None:
         """Print a remark."""
-        self._print(f"[dim]{escape(text)}[/]")
+        self._print(f"[dim]{_shown(text)}[/]")
 
     def line(self, name: str, line: str) -> None:
-        """Print a process's line behind its name."""
+        """Print a process's line behind its name. It is the user's own, with colours if it has any."""
         self._print(f"[cyan]{escape(f'[{name}]')}[/] {escape(line)}")
 
     def progress(self, status: Mapping[str, Any]) -> None:
         """Renew the table, or print a line now and then."""
-        self._last = found = answers.read(status, "the training")
+        try:
+            self._last = found = answers.read(status, "the training")
+        except SpecError:
+            return  # showing is not worth the run
         if self._live:
             self._live.update(self._table(found))
         elif time.monotonic() - self._shown > PLAIN_SECONDS and any(w.step for w in found.workers):
@@ -89,8 +96,8 @@ class Text:
         self._print("")
         if failure.get("traceback"):
             for line in str(failure["traceback"]).rstrip().splitlines():
-                self._print(f"[red]|[/] {escape(line)}")
-        self._print(f"[bold red]{escape(failure['replica'])}[/]: {escape(str(failure['message']))}")
+                self._print(f"[red]|[/] {_shown(line)}")
+        self._print(f"[bold red]{_shown(failure['replica'])}[/]: {_shown(str(failure['message']))}")
         if failure["victims"]:
             self._print(f"[dim]ended because of it: {', '.join(failure['victims'])}[/]")
 
@@ -102,14 +109,14 @@ class Text:
             self._console.print(self._table(self._last, final=True))
         self._print("")
         for line in summary(result):
-            self._print(escape(line))
+            self._print(_shown(line))
 
     def _table(self, status: Status, final: bool = False) -> Group:
         """The workers in their order; of very many only the worst."""
         shown, rest = selection(status.workers, by_lag=False)
         return Group(
             table(status, self._console.width, shown, title(status, final)),
-            *([words.rest(rest)] if rest else []),
+            *([formatting.rest(rest)] if rest else []),
             legend(shown),
         )
 
@@ -119,11 +126,11 @@ class Text:
             self._live = None
 
     def _print(self, text: str) -> None:
-        with self._lock, suppress(BrokenPipeError):  # who read it has gone; the run goes on
+        with self._lock:
             self._console.print(text, soft_wrap=True)
 
 
-class Json:
+class JsonDisplay:
     """For programs: one JSON object a line on standard output."""
 
     def __init__(self) -> None:
@@ -154,30 +161,35 @@ class Json:
         self._emit("result", result)
 
     def _emit(self, event: str, value: Mapping[str, Any]) -> None:
-        with self._lock, suppress(BrokenPipeError):  # as above
-            sys.stdout.write(json.dumps({"event": event, **value}) + "\n")
+        with self._lock:
+            sys.stdout.write(json_text.dumps({"event": event, **value}) + "\n")
             sys.stdout.flush()
+
+
+def _shown(text: str) -> str:
+    """A text from outside, with nothing in it that a terminal, or rich, would obey."""
+    return escape(printable(text.expandtabs(), LONGEST))
 
 
 def title(status: Status, final: bool = False) -> str:
     """What stands above the table."""
     text = f"{status.training}: {status.strategy}, {status.version} updates"
     eta = status.eta_seconds
-    return text if final or not eta else f"{text}, about {words.duration(eta)} left"
+    return text if final or not eta else f"{text}, about {formatting.duration(eta)} left"
 
 
 def one_line(status: Status) -> str:
     """All workers in a line."""
     workers = status.workers
     losses = [w.loss for w in workers if w.loss is not None]
-    parts = [words.steps(status)]
+    parts = [formatting.steps(status)]
     if losses:
         parts.append(f"loss {sum(losses) / len(losses):.4f}")
-    parts += [f"{w.name} {words.note(w)}" for w in workers if words.note(w)]
+    parts += [f"{w.name} {formatting.note(w)}" for w in workers if formatting.note(w)]
     if rejected := sum(w.rejected for w in workers):
         parts.append(f"{rejected} rejected")
     if status.eta_seconds:
-        parts.append(f"about {words.duration(status.eta_seconds)} left")
+        parts.append(f"about {formatting.duration(status.eta_seconds)} left")
     return ", ".join(parts)
 
 
@@ -185,11 +197,18 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run."""
     lines = [f"{result['result']} in {result['duration_seconds']:.1f} s"]
     reported = {k: v for k, v in result["reported"].items() if k != "loss"}
-    lines += [f"{name} {value:.4g}" for name, value in reported.items()]
+    lines += [f"{name} {formatting.figure(value)}" for name, value in reported.items()]
+    lines += [
+        f"{worker}: gradients were not finite in {steps} steps, whose updates were left out"
+        for worker, steps in (result.get("gradients_not_finite") or {}).items()
+    ]
+    odd = result.get("loss_not_finite")
+    loss = OddLossAnswer.model_validate(odd) if odd else None
+    lines += formatting.not_finite(loss, result.get("weights_not_finite"))
     if result["verdict"]:
-        lines.append(words.waiting(Verdict.model_validate(result["verdict"]), past=True))
+        lines.append(formatting.waiting(VerdictAnswer.model_validate(result["verdict"]), past=True))
     elif result["result"] == "Succeeded":
-        lines.append(words.nobody(result["strategy"], past=True))
+        lines.append(formatting.nobody(result["strategy"], past=True))
     if result["weights_sha256"]:
         lines.append(f"weights {result['folder']}/weights.safetensors (SHA-256 {result['weights_sha256']})")
     lines.append(f"everything about this run is in {result['folder']}; as a page: paceline report {result['folder']}")

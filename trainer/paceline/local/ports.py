@@ -23,6 +23,14 @@ def bind(port: int, option: str) -> socket.socket:
     return listener
 
 
+def bind_again(port: int) -> socket.socket:
+    """A socket on the port that an earlier one had; on any other where that is taken by now."""
+    try:
+        return bind(port, "")
+    except SpecError:
+        return bind(0, "")
+
+
 def address(listener: socket.socket) -> str:
     """Where it listens, as host:port."""
     return f"{HOST}:{listener.getsockname()[1]}"

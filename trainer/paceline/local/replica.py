@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -11,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline import standard_streams
+from paceline.local import shadowed_modules
+from paceline.local.output_lines import UNENDED_SECONDS, OutputLines
 from paceline_core.errors import SpecError
 
 TAIL_LINES = 15
+CHUNK = 64 << 10  # bytes that are read at once
 ShowLine = Callable[[str, str], None]
 
 
@@ -28,6 +33,8 @@ class Start:
     log: Path
     failure: Path  # where the process says why it died
     descriptors: tuple[int, ...]
+    umask: int = -1  # that it begins with; -1: the runner's
+    appends: bool = False  # to the log of the process in whose place it is started
 
 
 class Replica:
@@ -40,8 +47,9 @@ class Replica:
         self.name, self._start, self._show = start.name, start, show
         self.ended: float | None = None
         self.stopped_by_us = False
-        self.log_problem: OSError | None = None
-        self._log = start.log.open("wb")
+        self.log_problem: Exception | None = None
+        self._shows = True
+        self._log = start.log.open("ab" if start.appends else "wb")
         self.process = _process(start)
         self._reader = threading.Thread(target=self._read, name=f"output-{self.name}", daemon=True)
         self._reader.start()
@@ -80,19 +88,21 @@ class Replica:
         try:
             told: dict[str, Any] = json.loads(self._start.failure.read_text())
         except (OSError, ValueError):
-            words = self._last_words()
-            last = words.rpartition("\n")[2] if words.startswith("Traceback ") else ""
-            return {"kind": "", "message": last or self._end_in_words(), "traceback": words, "victim": False}
-        return told
+            output = self._last_output()
+            raised = output.startswith("Traceback ") and (self.code() or 0) >= 0  # else it is of a process of its own
+            last = output.rpartition("\n")[2] if raised else ""
+            told = {"kind": "", "message": last or self._how_it_ended(), "traceback": output, "victim": False}
+        hint = shadowed_modules.hint(told["message"], self._start.folder, self._start.command)
+        return {**told, "message": told["message"] + (f"; {hint}" if hint else "")}
 
-    def _end_in_words(self) -> str:
+    def _how_it_ended(self) -> str:
         code = self.code() or 0
         if code >= 0:
             return f"exited with code {code}"
         text = f"was ended by signal {signal.Signals(-code).name}"
         return text + (" (out of memory?)" if -code == signal.SIGKILL else "")
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         """The last traceback in its output, or else the last lines."""
         try:
             lines = self._start.log.read_text(errors="replace").splitlines()
@@ -103,20 +113,42 @@ class Replica:
 
     def _read(self) -> None:
         assert self.process.stdout is not None, "a pipe was asked for"
-        for line in self.process.stdout:
-            self._keep(line)
-            self._show(self.name, line.decode(errors="replace").rstrip("\r\n"))
-        self.process.stdout.close()
         try:
+            self._pass_on(self.process.stdout.fileno())
             self._log.close()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the run ends because of it
             self.log_problem = self.log_problem or error
+        finally:
+            self.process.stdout.close()  # a process that nobody reads would wait for ever
 
-    def _keep(self, line: bytes) -> None:
+    def _pass_on(self, descriptor: int) -> None:
+        """Keep the bytes as they come, and show the lines that they make."""
+        poll, lines = select.poll(), OutputLines(time.monotonic())
+        poll.register(descriptor, select.POLLIN)
+        while True:
+            data = b""
+            if poll.poll(UNENDED_SECONDS * 1e3):
+                data = os.read(descriptor, CHUNK)
+                if not data:
+                    break
+                self._keep(data)
+            self._show_lines(lines.feed(data, time.monotonic()))
+        self._show_lines(lines.end())
+
+    def _show_lines(self, lines: list[str]) -> None:
+        """Whatever is wrong with showing, the output has to be read: the process would wait for ever."""
+        try:
+            for line in lines if self._shows else ():
+                self._show(self.name, line)
+        except Exception as error:
+            self._shows = False
+            standard_streams.say(f"the output of {self.name} is in its log alone: {error!r}")
+
+    def _keep(self, data: bytes) -> None:
         if self.log_problem:
             return
         try:
-            self._log.write(line)
+            self._log.write(data)
             self._log.flush()
         except OSError as error:
             self.log_problem = error  # the run ends because of it, but the output is still read
@@ -132,6 +164,7 @@ def _process(start: Start) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=start.descriptors,
+            umask=start.umask,
             start_new_session=True,
         )
     except OSError as error:  # it is no program, or its first line names none

@@ -1,11 +1,13 @@
 """`python -m paceline.server`: a parameter server, or the coordinator of an all-reduce, as the environment says."""
 
 import ctypes
+import gc
 import logging
 import os
 import resource
 import signal
 import sys
+from typing import Any
 
 from paceline import failure
 from paceline_core.errors import LaunchError, PacelineError
@@ -22,20 +24,31 @@ def main() -> int:
     if launch is None or launch.role is Role.WORKER:
         raise LaunchError("a server is started by `paceline run` or by the operator, not by hand")
     _open_more_files()
+    sys.path.append(os.getcwd())  # last: for optimizers of one's own, and never in the place of what we import
+    service = None
     try:
         service = _service(launch)
         signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner, which ends us in order
         service.run()
         if launch.ordinal == 0:
-            failure.write_summary(service.aggregator.summary(), launch.termination_log)
+            _write_summary(service.training_status.summary(), launch.termination_log)
     except Exception as error:
-        failure.write(error, launch.termination_log)
+        known = service.training_status.at_failure() if service else {}
+        failure.write(error, launch.termination_log, known)
         if isinstance(error, PacelineError):
             logging.getLogger("paceline").error("%s: %s", type(error).__name__, error)
             return 1
         raise
     return 0
+
+
+def _write_summary(summary: dict[str, Any], path: str | None) -> None:
+    """It only tells how the training ended: a full disk does not make it a failed one."""
+    try:
+        failure.write_summary(summary, path)
+    except OSError as error:
+        logging.getLogger("paceline").warning("the summary of the training could not be written: %s", error)
 
 
 def _open_more_files() -> None:
@@ -63,16 +76,19 @@ def _compact_heap() -> None:
 
 def _service(launch: Launch):  # type: ignore[no-untyped-def]
     if launch.role is Role.COORDINATOR:
-        from paceline.server.store import Coordinator
+        from paceline.server.coordinator import Coordinator
 
         return Coordinator(launch)
     _compact_heap()
+    gc.disable()  # nothing of what is imported is garbage: see startup/sitecustomize.py
     import torch
 
-    from paceline.server import eager
+    from paceline.server.gradients import no_compile
     from paceline.server.service import ParameterService
 
-    eager.only()
+    gc.freeze()
+    gc.enable()
+    no_compile.install()
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(threads) if threads.isdigit() else 1)
     return ParameterService(launch)

@@ -1,107 +1,136 @@
-"""One shard as a service: its door, its lanes, its part in the order, and its life from first join to last leave."""
+"""One shard as a service: its connections, its part in the order, and its life from first join to last leave."""
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from paceline import metrics, weights
-from paceline.server.aggregator import Aggregator
-from paceline.server.door import Door
-from paceline.server.executor import Executor
-from paceline.server.lanes import Lanes
-from paceline.server.order import Followers, Leader
-from paceline.server.reports import Reports
-from paceline.server.roll import Roll, lost
-from paceline.server.sequencer import ArrivalLog, Machine, Sequencer, read_arrivals
-from paceline.server.shard import Shard
-from paceline.trace import Trace, Update
-from paceline.web import serve
-from paceline_core import strategies, telemetry
-from paceline_core.errors import PacelineError, PeerLost
+from paceline import json_text, metrics
+from paceline.http_pages import serve
+from paceline.process_trace import ProcessTrace, Update
+from paceline.server import final_weights
+from paceline.server.checkpoints.beginning import Beginning
+from paceline.server.checkpoints.checkpointing import Checkpointing
+from paceline.server.gradients.executor import Executor, UpdateRules
+from paceline.server.gradients.followers import FollowerConnections
+from paceline.server.gradients.gradient_norm import Norms
+from paceline.server.gradients.leader_connection import LeaderConnection
+from paceline.server.gradients.sequencer import ArrivalLog, Sequencer, machine
+from paceline.server.gradients.shard import Shard
+from paceline.server.gradients.worker_connections import WorkerConnections
+from paceline.server.membership.acceptor import Acceptor, Handler
+from paceline.server.membership.key_value_store import KeyValueStore
+from paceline.server.membership.membership import Membership, lost
+from paceline.server.membership.reports import Reports
+from paceline.server.observability.training_status import TrainingStatus
+from paceline_core import limits, metric_series
+from paceline_core.errors import NotFinite, PacelineError, PeerLost
+from paceline_core.finiteness import NONFINITE
 from paceline_core.launch import Launch
-from paceline_core.replay import follow
-from paceline_core.spec import Strategy
-from paceline_core.strategy import Action, Apply, Event, Joined, Left, Pushed, Reject, start
+from paceline_core.state_machine import Action, Apply, Event, Joined, Left, Pushed, Reject
 
 TICK_SECONDS = 0.1
-FAREWELL_SECONDS = 5.0  # after a failure, for workers to ask what happened
 log = logging.getLogger("paceline")
 
 
 class ParameterService:
-    """Shard `launch.ordinal`; shard 0 also decides the order, collects reports and answers /status."""
+    """Shard `launch.ordinal`; shard 0 also decides the order and the end, holds the store, collects
+    reports, answers /status, and takes the frozen parameters and buffers."""
 
     def __init__(self, launch: Launch) -> None:
-        spec, self.launch = launch.spec, launch
+        spec, self.launch, beginning = launch.spec, launch, Beginning.of(launch)
         self.stopping = threading.Event()  # SIGTERM: write what is reached, and end
-        self.metrics = metrics.of_server(launch.training, launch.ordinal, telemetry.level(spec))
-        if spec.asynchronous:
-            self.metrics.set(metrics.MAX_STALENESS, spec.server.staleness.max_staleness)
-        self.trace = Trace(launch.name, time.monotonic())
-        self.roll = Roll(launch.world_size, spec.run_policy.start_timeout_seconds, launch.replaced)
-        self.log = ArrivalLog(launch.output, launch.ordinal)
+        self.metrics = metrics.of_server(launch.training, launch.ordinal, metric_series.level(spec))
+        self.knobs = spec.knobs
+        if self.knobs.greatest_delay is not None:
+            self.metrics.set(metrics.MAX_STALENESS, self.knobs.greatest_delay)
+        self.trace = ProcessTrace(launch.name, time.monotonic())
+        self.membership = Membership(launch.world_size, launch.start_limit, launch.replaced)
         self.first = launch.ordinal == 0
-        self.synchronous = spec.server.strategy is Strategy.SYNCHRONOUS
-        self.lanes = Lanes(launch, self.roll, self.metrics, self._arrived, self._waiting_for, self._new_executor)
-        self.aggregator = Aggregator(launch, self.metrics)
-        self.sequencer = Sequencer(_machine(launch), spec.server.replicas, self._decided) if self.first else None
-        self.followers = Followers(self._sequencer, self.fail)
-        self.reports = Reports(self.roll, self.aggregator, self._left, self.fail)
-        self.leader: Leader | None = None
+        self.connections = WorkerConnections(
+            launch, self.membership, self.metrics, self._arrived, self._waiting_for, self._new_executor
+        )
+        self.training_status = TrainingStatus(launch, self.metrics)
+        patience = max(launch.start_limit, launch.step_limit)
+        self.store = KeyValueStore(self.membership, patience, self._left, self.training_status.gathered)
+        self.checkpointing = Checkpointing(
+            launch, beginning, self.connections.executors, self.membership, self.store,
+            None if self.first else self._tell_saved, self.training_status.checkpoints,
+        )  # fmt: skip
+        self.norms = Norms(spec.server.replicas, launch.step_limit)
+        self.followers = FollowerConnections(
+            spec.server.replicas,
+            self._sequence,
+            self.fail,
+            self.norms,
+            self.checkpointing.hear_shard,
+            self.checkpointing.begins_at,
+        )
+        self.norms.give = self.followers.give_norm
+        self._sequencers: dict[int, Sequencer] = {}  # of each pair of a model and an optimizer; on shard 0
+        self._logs: dict[int, ArrivalLog] = {}
+        self._making = threading.Lock()
+        self.reports = Reports(self.membership, self.training_status, self._left, self.fail, self.checkpointing)
+        self.leader: LeaderConnection | None = None
         self._over = threading.Event()  # shard 0 has said so
-        handlers = {"lane": self.lanes.serve}
+        handlers: dict[str, Handler] = {"lane": self.connections.serve}
         if self.first:
             handlers |= {
                 "report": self.reports.serve,
                 "orders": self.followers.serve_orders,
                 "arrivals": self.followers.serve_arrivals,
+                "store": self.store.serve,
             }
-        self.door = Door(launch, handlers, self.metrics)
+        self.acceptor = Acceptor(launch, handlers, self.metrics, self.membership.is_newest)
 
     def run(self) -> None:
         """Serve until every worker has left, then write the weights. Raises what made the training fail."""
-        pages = {"/trace": self.trace.to_json} | ({"/status": self.aggregator.status} if self.first else {})
+        pages = {"/trace": self.trace.to_json} | ({"/status": self.training_status.to_json} if self.first else {})
         web = serve(self.launch.metrics, self.metrics, pages)
         if not self.first:
-            self.leader = Leader(self.launch, self._follow)
+            self.leader = LeaderConnection(self.launch, self._carry_out, self.norms, self.checkpointing.begins_at)
             threading.Thread(target=self._listen, name="orders", daemon=True).start()
-        self.door.open()
+        self.acceptor.open()
         try:
             self._wait()
         finally:
             self._end()
             web.shutdown()
             web.server_close()
-        if self.roll.failure:
-            raise self.roll.failure
+        if self.membership.failure:
+            raise self.membership.failure
 
     def fail(self, error: Exception) -> None:
         """End the training with this error, unless it is over."""
-        if not self.aggregator.finished:
-            self.roll.fail(error)
-            if self.lanes.executor:
-                self.lanes.executor.fail(error)
+        if not self.training_status.finished:
+            self.membership.fail(error)
+            for executor in list(self.connections.executors.values()):
+                executor.fail(error)
 
     def _wait(self) -> None:
         while not self.stopping.wait(TICK_SECONDS):
-            executor = self.lanes.executor
-            failure = self.roll.failure or (executor.failure if executor else None)
+            executors = list(self.connections.executors.values())
+            failure = self.membership.failure or next((e.failure for e in executors if e.failure), None)
             if failure is not None:
                 self._say_why(failure)
                 raise failure
-            for worker in self.roll.overdue():
+            for worker in self.membership.overdue() if self.first else ():  # only it has each worker's report
                 self._lost(worker)
+            if (gone := self.followers.lost()) is not None:
+                self.fail(gone)
+            self.checkpointing.look()
             if self._finished():
                 return
-            self.metrics.set(metrics.CONNECTED, self.roll.connected_workers())
-            self.metrics.set(metrics.QUEUE, len(executor.pushes) if executor else 0)
+            self.metrics.set(metrics.CONNECTED, self.membership.connected_workers())
+            self.metrics.set(metrics.QUEUE, sum(len(e.pushes) for e in executors))
 
     def _finished(self) -> bool:
-        if self.first and self.roll.finished():
-            self.followers.end()
+        if not self.first:
+            return self._over.is_set()
+        if self.membership.finished() and self.checkpointing.idle() and self.followers.end(TICK_SECONDS):
             self._over.set()
         return self._over.is_set()
 
@@ -109,111 +138,184 @@ class ParameterService:
         known = (
             failure if isinstance(failure, PacelineError) else PeerLost(f"ps-{self.launch.ordinal} failed: {failure}")
         )
-        self.door.refuse(known)
-        limit = time.monotonic() + FAREWELL_SECONDS
+        if self.leader:
+            self.leader.tell_failure(known)
+        self.acceptor.refuse(known)
+        limit = time.monotonic() + limits.REFUSAL_SECONDS
         while time.monotonic() < limit and not self.stopping.wait(TICK_SECONDS):
             pass
 
     def _lost(self, worker: int) -> None:
-        if self.synchronous:
+        if not self.knobs.replaces_alone:
             self.fail(lost(worker))
-        elif self.first:
+        else:
             log.warning("%s; the others go on", lost(worker))
-            self.aggregator.state(worker, "lost")
-            self._left(worker, self.roll.incarnations[worker])
+            self.training_status.state(worker, "lost")
+            self._left(worker, self.membership.incarnations[worker])
 
     def _end(self) -> None:
-        self.aggregator.end()
-        self.followers.close()
-        if self.lanes.executor:
-            if self.lanes.executor.failure is None:
-                self.lanes.executor.stop()
-            self._write(self.lanes.executor)
-        self.door.close()
+        self.training_status.end()
+        for pair, executor in sorted(self.connections.executors.items()):
+            if executor.failure is None:
+                executor.stop()
+            if self.launch.output and pair in self.connections.initialised:
+                self._write_weights(pair, executor, Path(self.launch.output))
+        self.checkpointing.close()
+        self.acceptor.close()
         if self.leader:
             self.leader.close()
-        for finish in (self.log.close, self.aggregator.close, lambda: self.trace.write(self.launch.output)):
+        for finish in (self._close_logs, self.training_status.close, lambda: self.trace.write(self.launch.output)):
             try:
                 finish()
             except OSError as error:
-                self.roll.fail(error)  # a full disk: what was not written is lost, and the run has failed
+                self.membership.fail(error)  # a full disk: what was not written is lost, and the run has failed
 
-    def _write(self, executor: Executor) -> None:
-        if not self.launch.output or not self.lanes.initialised:
-            return
-        folder, shard = Path(self.launch.output), executor.shard
-        tensors = shard.state()
+    def _write_weights(self, pair: int, executor: Executor, folder: Path) -> None:
+        if (name := final_weights.not_finite(executor)) is not None:
+            self.training_status.weights_not_finite(name)
+            try:
+                self.training_status.demand_finite()
+            except NotFinite as error:
+                self.membership.fail(error)
         if self.first:
-            tensors |= weights.statics(shard.signature, executor.frozen, executor.statics)
-            (folder / weights.SIGNATURE).write_text(json.dumps(shard.signature.to_json()))
-            (folder / "status.json").write_text(json.dumps(self.aggregator.status(), indent=1))
-        weights.save(tensors, folder / weights.shard_file(self.launch.ordinal))
+            (folder / "status.json").write_text(json_text.dumps(self.training_status.to_json(), indent=1))
+        final_weights.write(executor, pair, folder)
 
-    def _new_executor(self, shard: Shard) -> Executor:
-        self.metrics.set(metrics.PARAMETER_BYTES, sum(b.nbytes for b in shard.buckets))
-        return Executor(shard, live=self.synchronous, observe=self._applied)
+    def _new_executor(self, pair: int, shard: Shard) -> Executor:
+        others = [e.shard for e in self.connections.executors.values()]
+        self.metrics.set(metrics.PARAMETER_BYTES, sum(b.nbytes for s in (*others, shard) for b in s.buckets))
+        gradients = self.launch.spec.gradients
+        rules = UpdateRules(
+            self.knobs.waits_for_all,
+            gradients.max_norm,
+            gradients.on_non_finite.checks_gradients,
+            lambda version, here: self._total_norm((pair, version), here),
+        )
+        executor = Executor(shard, rules, self._applied, partial(self.checkpointing.copy, pair))
+        if self.checkpointing.prepare(executor, pair):
+            self.connections.initialised.add(pair)
+        return executor
+
+    def _total_norm(self, key: tuple[int, int], here: float) -> float:
+        if self.leader:
+            self.leader.tell_norm(key, here)
+        else:
+            self.norms.add(0, key, here)
+        return self.norms.total(key)
 
     def _applied(self, update: Update) -> None:
         self.metrics.observe(metrics.APPLY, update.end - update.begin)
         self.metrics.add(metrics.LOCK_WAIT, update.waited)
-        self.metrics.set(metrics.VERSION, update.version)
+        self.metrics.set(metrics.VERSION, sum(e.version for e in list(self.connections.executors.values())))
         self.trace.update(update)
 
-    def _arrived(self, event: Joined | Pushed) -> None:
+    def _arrived(self, pair: int, event: Joined | Pushed) -> None:
         if self.leader:
-            self.leader.arrived(event)
+            self.leader.arrived(pair, event)
         else:
-            self._sequencer().arrived(0, event)
+            self._sequence(pair, 0, event)
+
+    def _sequence(self, pair: int, shard: int, event: Joined | Pushed) -> None:
+        """Shard 0: something is complete on a shard. An order that cannot be given ends the training."""
+        try:
+            self._sequencer(pair).arrived(shard, event)
+        except Exception as error:
+            self.fail(error)
+            raise
 
     def _left(self, worker: int, incarnation: int) -> None:
-        self._sequencer().left(worker, incarnation)
+        with self._making:
+            sequencers = list(self._sequencers.values())
+        for sequencer in sequencers:
+            try:
+                sequencer.left(worker, incarnation)
+            except Exception as error:
+                self.fail(error)
+                raise
 
-    def _sequencer(self) -> Sequencer:
-        assert self.sequencer is not None, "only shard 0 decides"
-        return self.sequencer
+    def _sequencer(self, pair: int) -> Sequencer:
+        """Of one pair of a model and an optimizer: each has an order of its own."""
+        assert self.first, "only shard 0 decides"
+        with self._making:
+            if pair not in self._sequencers:
+                give = partial(self._decided, pair)
+                self._sequencers[pair] = Sequencer(
+                    machine(self.launch, pair, self.checkpointing.version(pair)),
+                    self.launch.spec.server.replicas,
+                    give,
+                )
+            return self._sequencers[pair]
 
-    def _waiting_for(self) -> tuple[int, ...]:
-        return self.sequencer.waiting_for() if self.sequencer else ()
+    def _waiting_for(self, pair: int) -> tuple[int, ...]:
+        return self._sequencer(pair).waiting_for() if self.first else ()
 
-    def _decided(self, event: Event, actions: Sequence[Action]) -> None:
+    def _decided(self, pair: int, event: Event, actions: Sequence[Action]) -> None:
         """Shard 0: carry out an order here and hand it on. Called in the order of decisions."""
-        self._carry_out(event, actions)
-        self.followers.give(event, actions)
+        actions = self.checkpointing.after(pair, event, actions, lambda other: self._sequencer(other).order)
         for action in actions:
             if isinstance(action, Apply):
-                self._count_applied(action)
+                self._count_applied(pair, action)
             elif isinstance(action, Reject):
-                self.aggregator.rejected(action.worker, action.reason, action.delay)
+                self.training_status.rejected(action.worker, action.reason, action.delay)
+                self._count_not_finite(pair, {action.worker: action.step})
+        self._carry_out(pair, event, actions)
+        self.followers.give(pair, event, actions)
 
-    def _carry_out(self, event: Event, actions: Sequence[Action]) -> None:
+    def _tell_saved(self, value: dict[str, Any]) -> None:
+        assert self.leader is not None, "connected before anything can be saved"
+        self.leader.tell_saved(value)
+
+    def _carry_out(self, pair: int, event: Event, actions: Sequence[Action]) -> None:
         try:
-            self.log.write(actions, event)
+            self._log(pair).write(actions, event)
         except OSError as error:
             self.fail(error)
-        if self.lanes.executor:
-            self.lanes.executor.order(actions)
+        if pair in self.connections.executors:
+            self.connections.executors[pair].order(actions)
         if isinstance(event, Left) and not self.first:
-            self.roll.leave(event.worker, event.incarnation)
+            self.membership.leave(event.worker, event.incarnation)
 
-    def _count_applied(self, action: Apply) -> None:
+    def _count_applied(self, pair: int, action: Apply) -> None:
         delays = {p.worker: action.version - 1 - p.version for p in action.pushes}
-        arrivals = {w: self._sequencer().arrivals[w] for w in delays} if self.synchronous else None
-        self.aggregator.applied(action.version, delays, arrivals)
+        executor, sequencer = self.connections.executors[pair], self._sequencer(pair)
+        self._count_not_finite(pair, {p.worker: p.step for p in action.pushes})
+        if not all(executor.pushes[w].applicable for w in delays):
+            for worker, delay in delays.items():
+                self.training_status.rejected(worker, NONFINITE, delay)
+            return
+        arrivals = {w: sequencer.arrivals[w] for w in delays} if self.knobs.names_lag else None
+        others = sum(e.version for number, e in self.connections.executors.items() if number != pair)
+        self.training_status.applied(action.version + others, delays, arrivals)
 
-    def _follow(self, event: Event, actions: list[Action]) -> None:
-        self._carry_out(event, actions)
+    def _count_not_finite(self, pair: int, steps: Mapping[int, int]) -> None:
+        """Which workers' gradients of these steps are not finite."""
+        executor = self.connections.executors[pair]
+        names = executor.shard.signature.parameters
+        try:
+            for worker, step in steps.items():
+                push = executor.pushes.get(worker)
+                if push is not None and push.step == step and push.not_finite is not None:
+                    self.training_status.gradient_not_finite(worker, step, names[push.not_finite].name)
+                    self.training_status.demand_finite()
+        except NotFinite as error:
+            self.fail(error)
+
+    def _log(self, pair: int) -> ArrivalLog:
+        if pair not in self._logs:
+            self._logs[pair] = ArrivalLog(self.launch.output, self.launch.ordinal, pair)
+        return self._logs[pair]
+
+    def _close_logs(self) -> None:
+        for log_of_pair in list(self._logs.values()):
+            log_of_pair.close()
 
     def _listen(self) -> None:
         assert self.leader is not None, "only the other shards follow"
         try:
             self.leader.listen()
             self._over.set()
-        except (PacelineError, EOFError) as error:
-            self.fail(PeerLost(f"ps-0 was lost: {error}"))
-
-
-def _machine(launch: Launch) -> Machine:
-    knobs = strategies.knobs(launch.spec.server, launch.world_size)
-    if launch.replay:
-        return follow(read_arrivals(Path(launch.replay)), knobs, launch.world_size)
-    return start(knobs, launch.world_size)
+        except PacelineError as error:
+            self.fail(error if error.from_peer else PeerLost(f"ps-0 was lost: {error}"))
+        except Exception as error:  # without orders every worker would wait in vain
+            error.add_note("the orders of ps-0 could not be carried out")
+            self.fail(error)

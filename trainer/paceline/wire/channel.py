@@ -6,16 +6,19 @@ import ssl
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-from paceline.wire import link
-from paceline.wire.frames import HEADER_BYTES, Header, Kind, from_json, to_json
-from paceline_core import errors
+from paceline.wire import tcp_state
+from paceline.wire.bounded_connections import BoundedConnections
+from paceline.wire.frames import HEADER_BYTES, FrameKind, Header, from_json, to_json
+from paceline_core import errors, limits
 from paceline_core.errors import PeerLost, ProtocolError
 
 SENDMSG_LIMIT = 512  # buffers for one sendmsg; Linux takes 1024
 DRAIN_MILLISECONDS = 1
+LARGE_BYTES = 256 << 10  # of a control frame that is received when there is room for it
 SMALL_BYTES = 128 << 10  # with TLS, smaller pieces are joined: each call makes at least one record
 KEEP_IDLE_SECONDS, KEEP_INTERVAL_SECONDS, KEEP_PROBES = 10, 10, 3  # a machine that vanished is noticed after 40 s
 if sys.platform == "darwin":
@@ -40,17 +43,37 @@ class Channel:
         connection.settimeout(timeout)
         self.connection, self.training, self.peer, self.timeout = connection, training, peer, timeout
         self.sent = self.received = 0  # payload bytes
+        self._opener: tuple[frozenset[FrameKind], int, int] | None = (
+            None  # frames that it may send, its ordinal, incarnation
+        )
         self._header = memoryview(bytearray(HEADER_BYTES))
+        self._large: BoundedConnections | None = None
+        self._kept = b""  # small frames that go with the next one
+
+    def bound(self, large: BoundedConnections) -> None:
+        """Receive large control frames only while `large` has room for this connection."""
+        self._large = large
+
+    def bind(self, frames: frozenset[FrameKind], hello: Header) -> None:
+        """From now on take these frames only, and only from who said HELLO."""
+        self._opener = frames, hello.worker, hello.incarnation
 
     def patience(self, seconds: float) -> None:
         """Change the limit of a wait."""
         self.timeout = seconds
         self.connection.settimeout(seconds)
 
-    def send(self, header: Header, pieces: Sequence[memoryview] = ()) -> None:
-        """Send one frame whose payload is the concatenation of `pieces`."""
+    def send(self, header: Header, pieces: Sequence[memoryview] = (), more: bool = False) -> None:
+        """Send one frame whose payload is the concatenation of `pieces`.
+
+        `more`: another follows at once, and a small frame may go with that.
+        """
         nbytes = sum(len(p) for p in pieces)
-        start = replace(header, training=self.training, nbytes=nbytes).pack()
+        start = self._kept + replace(header, training=self.training, nbytes=nbytes).pack()
+        self._kept = b"".join([start, *pieces]) if more and len(start) + nbytes < SMALL_BYTES else b""
+        if self._kept:
+            self.sent += nbytes
+            return
         try:
             if isinstance(self.connection, ssl.SSLSocket):
                 for piece in _joined(start, pieces):
@@ -71,11 +94,17 @@ class Channel:
         Raises EOFError when the peer closed between two frames.
         """
         if idle:
-            self._await_first_byte()
+            wait_for_bytes(self)
         self._fill(self._header, at_start=True)
         header = Header.unpack(self._header)
         if header.training != self.training:
             raise ProtocolError("wrong_training", f"{self.peer} belongs to another training")
+        if self._opener is not None:
+            frames, ordinal, incarnation = self._opener
+            if header.kind not in frames:
+                raise ProtocolError("unexpected", f"{header.kind.name} from {self.peer} on this connection")
+            if (header.worker, header.incarnation) != (ordinal, incarnation):
+                raise ProtocolError("bad_worker", f"{self.peer} speaks for {header.worker} of {header.incarnation}")
         return header
 
     def into(self, header: Header, target: memoryview) -> None:
@@ -95,26 +124,32 @@ class Channel:
 
     def json(self, header: Header) -> dict[str, Any]:
         """Receive the payload of a control frame."""
+        large = self._large if header.nbytes > LARGE_BYTES else None
+        with nullcontext() if large is None else large.holding(self.connection):
+            return from_json(self.bytes(header), header.kind)
+
+    def bytes(self, header: Header) -> bytearray:
+        """Receive a payload of any size; memory grows as bytes arrive, so that a lying header costs nothing."""
         data = bytearray()
-        while len(data) < header.nbytes:  # grows as bytes arrive, so that a lying header costs nothing
+        while len(data) < header.nbytes:
             part = memoryview(bytearray(min(1 << 16, header.nbytes - len(data))))
             self._fill(part)
             data += part
-        return from_json(data)
+        return data
 
-    def expect(self, *kinds: Kind) -> Header:
+    def expect(self, *kinds: FrameKind) -> Header:
         """Receive a header of one of `kinds`; an ERROR from the peer is raised as the error that it names."""
         try:
             header = self.header()
         except EOFError as error:
             raise PeerLost(f"{self.peer} closed the connection") from error
-        if header.kind is Kind.ERROR:
+        if header.kind is FrameKind.ERROR:
             raise remote_error(self.json(header))
         if header.kind not in kinds:
             raise ProtocolError("unexpected", f"{self.peer} sent {header.kind.name}; expected {kinds[0].name}")
         return header
 
-    def control(self, kind: Kind) -> dict[str, Any]:
+    def control(self, kind: FrameKind) -> dict[str, Any]:
         """Receive a control frame of `kind`, as `expect` does, and give its payload."""
         return self.json(self.expect(kind))
 
@@ -122,7 +157,7 @@ class Channel:
         """Say HELLO and give what READY says; the connection is closed when that fails. Raises as `control` does."""
         try:
             self.send_json(hello, asked)
-            return self.control(Kind.READY)
+            return self.control(FrameKind.READY)
         except BaseException:
             self.close()
             raise
@@ -133,7 +168,7 @@ class Channel:
             poll = select.poll()
             poll.register(self.connection, select.POLLIN)
             limit = time.monotonic() + self.timeout
-            while link.unsent(self.connection) and not poll.poll(DRAIN_MILLISECONDS):
+            while tcp_state.unsent(self.connection) and not poll.poll(DRAIN_MILLISECONDS):
                 if time.monotonic() > limit:
                     raise self._lost(TimeoutError())
         except (OSError, ValueError) as error:
@@ -142,27 +177,30 @@ class Channel:
     def pace(self, bytes_per_second: float) -> None:
         """Send no faster than this."""
         try:
-            link.pace(self.connection, bytes_per_second)
+            tcp_state.pace(self.connection, bytes_per_second)
         except OSError as error:
             raise PeerLost(f"the connection to {self.peer} was closed") from error
 
-    def close(self) -> None:
-        """End the connection; waiting calls of other threads return with PeerLost."""
+    def is_broken(self) -> bool:
+        """Whether the connection has ended, where the peer sends nothing unasked: whatever is to be read is its end."""
+        try:
+            poll = select.poll()
+            poll.register(self.connection, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
+    def end(self) -> None:
+        """End the connection; waiting calls of other threads return with PeerLost, and one of them closes it."""
         try:
             self.connection.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it is gone already
-        self.connection.close()
 
-    def _await_first_byte(self) -> None:
-        if isinstance(self.connection, ssl.SSLSocket) and self.connection.pending():
-            return
-        try:
-            poll = select.poll()
-            poll.register(self.connection, select.POLLIN)
-            poll.poll()
-        except (OSError, ValueError) as error:
-            raise PeerLost(f"the connection to {self.peer} was closed") from error
+    def close(self) -> None:
+        """End the connection and free its socket."""
+        self.end()
+        self.connection.close()
 
     def _fill(self, target: memoryview, at_start: bool = False) -> None:
         done, receive = 0, self.connection.recv_into
@@ -179,8 +217,21 @@ class Channel:
 
     def _lost(self, error: Exception) -> PeerLost:
         if isinstance(error, TimeoutError) and error.errno is None:
-            return PeerLost(f"{self.peer} did not answer within {self.timeout:g} s")
+            return PeerLost(f"{self.peer} did not answer within {limits.words(self.timeout)}")
         return PeerLost(f"the connection to {self.peer} broke: {error}")
+
+
+def wait_for_bytes(*channels: Channel) -> None:
+    """Wait until one of them has something to be read, its end included. Raises PeerLost when one was closed here."""
+    if any(isinstance(c.connection, ssl.SSLSocket) and c.connection.pending() for c in channels):
+        return
+    try:
+        poll = select.poll()
+        for channel in channels:
+            poll.register(channel.connection, select.POLLIN)
+        poll.poll()
+    except (OSError, ValueError) as error:
+        raise PeerLost(f"the connection to {channel.peer} was closed") from error
 
 
 def _told_apart(error: Exception) -> Exception:
@@ -216,6 +267,11 @@ def _send_vector(connection: socket.socket, pieces: list[memoryview]) -> None:
             first += 1
         if sent:
             pieces[first] = pieces[first][sent:]
+
+
+def error_to_wire(error: Exception) -> dict[str, Any]:
+    """An ERROR frame's payload."""
+    return {"kind": type(error).__name__, "message": str(error)}
 
 
 def remote_error(payload: Mapping[str, Any]) -> errors.PacelineError:

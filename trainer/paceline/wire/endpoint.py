@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from paceline.wire.channel import Channel
+from paceline_core import limits
 from paceline_core.errors import ProtocolError, Unreachable
+from paceline_credentials import host_name
 
 RETRY_SECONDS = 0.05
 HANDSHAKE_SECONDS = 10.0
@@ -37,7 +39,10 @@ def address_of(listener: socket.socket) -> str:
 
 
 def connect(address: str, training: bytes, peer: str, tls: str | None, patience: float, timeout: float) -> Channel:
-    """Connect to `host:port`, trying again for `patience` seconds. Raises Unreachable."""
+    """Connect to `host:port`, trying again for `patience` seconds. Raises Unreachable.
+
+    With TLS, the certificate found there must be that of `peer`, for example ps-0.
+    """
     limit = time.monotonic() + patience
     while True:
         try:
@@ -45,27 +50,40 @@ def connect(address: str, training: bytes, peer: str, tls: str | None, patience:
             return _channel(raw, tls, training, peer, timeout)
         except ssl.SSLCertVerificationError as error:
             raise Unreachable(
-                f"{peer} at {address} has no certificate of this training: {error.verify_message}"
+                f"what answers at {address} has no certificate of {peer} of this training: {error.verify_message}"
             ) from error
         except OSError as error:
             if time.monotonic() > limit:
-                raise Unreachable(f"cannot reach {peer} at {address} after {patience:g} s: {error}") from error
+                raise Unreachable(
+                    f"cannot reach {peer} at {address} after {limits.words(patience)}: {error}"
+                ) from error
             time.sleep(RETRY_SECONDS)
 
 
-def accept(raw: socket.socket, training: bytes, tls: ssl.SSLContext | None) -> tuple[Channel, str | None]:
-    """Make a channel of an accepted connection; with TLS, also the role its certificate names. Raises ProtocolError."""
-    raw.settimeout(HANDSHAKE_SECONDS)
+def secured(raw: socket.socket, tls: ssl.SSLContext | None) -> socket.socket:
+    """An accepted connection, before anything was read from it. Raises ProtocolError."""
     try:
-        if tls is None:
-            return Channel(raw, training, "a peer", HANDSHAKE_SECONDS), None
-        secure = tls.wrap_socket(raw, server_side=True)
-        certificate = secure.getpeercert() or {}
-        alternatives: Any = certificate.get("subjectAltName", ())
-        names = [value for kind, value in alternatives if kind == "DNS"]
-        return Channel(secure, training, "a peer", HANDSHAKE_SECONDS), str(names[0]).removesuffix(".paceline")
-    except (OSError, IndexError) as error:
+        return raw if tls is None else tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+    except (OSError, ValueError) as error:  # it has ended already
         raw.close()
+        raise ProtocolError("no_credential", f"no connection: {error}") from error
+
+
+def shake_hands(connection: socket.socket, training: bytes) -> tuple[Channel, frozenset[str] | None]:
+    """Make a channel of an accepted connection; with TLS, also the processes that its certificate names.
+
+    Raises ProtocolError.
+    """
+    connection.settimeout(HANDSHAKE_SECONDS)
+    try:
+        if not isinstance(connection, ssl.SSLSocket):
+            return Channel(connection, training, "a peer", HANDSHAKE_SECONDS), None
+        connection.do_handshake()
+        certificate = connection.getpeercert() or {}
+        alternatives: Any = certificate.get("subjectAltName", ())
+        names = frozenset(str(value) for kind, value in alternatives if kind == "DNS")
+        return Channel(connection, training, "a peer", HANDSHAKE_SECONDS), names
+    except (OSError, ValueError) as error:
         raise ProtocolError("no_credential", f"no connection: {error}") from error
 
 
@@ -77,6 +95,11 @@ def server_context(folder: str) -> ssl.SSLContext:
     return _with_credentials(context, folder)
 
 
+def client_context(folder: str) -> ssl.SSLContext:
+    """TLS 1.3 for who connects, with the certificate in `folder`, to a listener with one of the same training."""
+    return _with_credentials(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), folder)
+
+
 def _host_and_port(address: str) -> tuple[str, int]:
     """The parts of `host:port`; an IPv6 address stands in brackets."""
     host, _, port = address.rpartition(":")
@@ -86,7 +109,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 def _channel(raw: socket.socket, tls: str | None, training: bytes, peer: str, timeout: float) -> Channel:
     secure = raw
     try:
-        secure = _client_side(raw, tls)
+        secure = _client_side(raw, tls, peer)
         return Channel(secure, training, peer, timeout)
     except BaseException:
         secure.close()
@@ -94,11 +117,10 @@ def _channel(raw: socket.socket, tls: str | None, training: bytes, peer: str, ti
         raise
 
 
-def _client_side(raw: socket.socket, folder: str | None) -> socket.socket:
+def _client_side(raw: socket.socket, folder: str | None, peer: str) -> socket.socket:
     if folder is None:
         return raw
-    context = _with_credentials(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), folder)
-    return context.wrap_socket(raw, server_hostname="server.paceline")
+    return client_context(folder).wrap_socket(raw, server_hostname=host_name(peer))
 
 
 def _with_credentials(context: ssl.SSLContext, folder: str) -> ssl.SSLContext:

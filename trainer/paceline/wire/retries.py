@@ -11,18 +11,37 @@ TRY_SECONDS, ATTEMPTS = 10.0, 5  # a network may break every connection for so l
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between two attempts, from the second failure on
 
 
+class Attempts:
+    """Counts failures in a row, and tells when to give up."""
+
+    def __init__(self) -> None:
+        self._failures, self._until = 0, 0.0
+
+    def failed(self, error: PeerLost | ProtocolError) -> None:
+        """An attempt has failed. Raises its error when another is no use."""
+        self._failures, self._until = self._failures + 1, self._until or time.monotonic() + TRY_SECONDS
+        if _is_final(error) or (self._failures >= ATTEMPTS and time.monotonic() > self._until):
+            raise error
+
+    def succeeded(self) -> None:
+        """An attempt has not failed: the next failure is the first of its row."""
+        self._failures, self._until = 0, 0.0
+
+    def pause(self) -> None:
+        """Wait before the next attempt."""
+        time.sleep(_pause(self._failures))
+
+
 def persist(attempt: Callable[[], T], failed: Callable[[], None] = lambda: None) -> T:
     """What `attempt` gives, called again when its connection broke; `failed` is told. Raises its last error."""
-    failures, until = 0, 0.0
+    attempts = Attempts()
     while True:
         try:
             return attempt()
         except (PeerLost, ProtocolError) as error:
-            failures, until = failures + 1, until or time.monotonic() + TRY_SECONDS
-            if _is_final(error) or (failures >= ATTEMPTS and time.monotonic() > until):
-                raise
+            attempts.failed(error)
         failed()
-        time.sleep(_pause(failures))
+        attempts.pause()
 
 
 def _is_final(error: PeerLost | ProtocolError) -> bool:

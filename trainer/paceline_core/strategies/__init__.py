@@ -1,18 +1,18 @@
-"""The strategies: one file each, a function from the settings to the four knobs."""
+"""The table of update strategies: a file and a line each. The first is the default."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from paceline_core.spec import ParameterServer, Strategy
-from paceline_core.strategies.asynchronous import asynchronous
-from paceline_core.strategies.synchronous import synchronous
-from paceline_core.strategy import Knobs
+from paceline_core.strategies.asynchronous import ASYNCHRONOUS
+from paceline_core.strategies.backup_workers import BACKUP_WORKERS
+from paceline_core.strategies.declaration import Strategy
+from paceline_core.strategies.synchronous import SYNCHRONOUS
 
-STRATEGIES: Mapping[Strategy, Callable[[ParameterServer, int], Knobs]] = {
-    Strategy.SYNCHRONOUS: synchronous,
-    Strategy.ASYNCHRONOUS: asynchronous,
+STRATEGIES: Mapping[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        SYNCHRONOUS,
+        ASYNCHRONOUS,
+        BACKUP_WORKERS,
+    )
 }
-
-
-def knobs(server: ParameterServer, world_size: int) -> Knobs:
-    """The knobs of the strategy that these settings name."""
-    return STRATEGIES[server.strategy](server, world_size)
+DEFAULT = next(iter(STRATEGIES.values()))

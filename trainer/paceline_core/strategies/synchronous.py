@@ -1,10 +1,13 @@
 """Synchronous: every update is the mean of one gradient from each worker, all computed from the same parameters."""
 
-from paceline_core.spec import ParameterServer
-from paceline_core.strategy import Knobs
+from paceline_core.state_machine import Knobs
+from paceline_core.strategies.declaration import Strategy
 
 
-def synchronous(server: ParameterServer, world_size: int) -> Knobs:
+def knobs(settings: None, world_size: int) -> Knobs:
     """A quorum of all members."""
-    del server, world_size
+    del settings, world_size
     return Knobs()
+
+
+SYNCHRONOUS = Strategy("Synchronous", "applies the mean of all workers' gradients", knobs)

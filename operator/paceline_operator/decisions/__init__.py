@@ -1,0 +1,1 @@
+"""What the operator decides and writes, as pure functions of what it has observed."""

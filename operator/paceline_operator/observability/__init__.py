@@ -1,0 +1,1 @@
+"""What the operator tells of itself and of its trainings: metrics and health pages."""

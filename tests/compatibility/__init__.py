@@ -1,0 +1,1 @@
+"""What ordinary scripts do, in every mode: the table behind docs/compatibility.md."""

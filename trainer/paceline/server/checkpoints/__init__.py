@@ -1,0 +1,1 @@
+"""A server's part in checkpoints: saving what it holds, and going on from one."""

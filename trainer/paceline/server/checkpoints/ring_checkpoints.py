@@ -1,0 +1,83 @@
+"""What the coordinator of an all-reduce does about checkpoints: workers ask it when to save, and it completes them.
+
+Every worker has the same model, so that each could save alone; what they need is one answer. Each asks after the same
+steps, since the answer names the next one, and all are told what the first was told. No step but these waits for it.
+"""
+
+import threading
+import time
+from typing import Any
+
+from paceline.checkpoints import checkpoint_folder
+from paceline.server.checkpoints.beginning import Beginning
+from paceline.server.checkpoints.completion import Completion
+from paceline.server.checkpoints.save_schedule import SaveSchedule
+from paceline.server.membership.key_value_store import Asker, KeyValueStore
+from paceline.server.membership.membership import Membership
+from paceline.server.observability.checkpoint_record import CheckpointRecord
+from paceline_core.launch import Launch
+
+
+class RingCheckpoints:
+    """The coordinator's part. Raises CheckpointDamaged, UsageError for what the training cannot go on from."""
+
+    def __init__(self, launch: Launch, membership: Membership, store: KeyValueStore, record: CheckpointRecord) -> None:
+        beginning = Beginning.of(launch)
+        self._restored = beginning.restored
+        self._completion: Completion | None = None
+        self._lock = threading.Lock()
+        step = self._restored.manifest.step if self._restored else 0
+        self._answered, self._answer = step, {"save": False, "ask_after": step + 1}
+        asked, root = launch.spec.checkpoint, checkpoint_folder.root(launch)
+        if asked is not None and root is not None:
+            self._schedule = SaveSchedule(asked, step, time.monotonic())
+            self._completion = Completion(
+                launch, root, asked.keep, launch.world_size, membership.absent, store.firsts, record
+            )
+        beginning.tell(record, store)
+        store.offer({"save": self._save, "saved": self._saved, "resume": self._resume})
+
+    def hear_worker(self, worker: int, step: int, data: bytes) -> None:
+        """A worker's state for the checkpoint of `step`."""
+        if self._completion is not None:
+            self._completion.hear_worker(worker, step, data)
+
+    def worker_state(self, worker: int) -> bytes:
+        """The state to go on from; b"" where there is none. Raises CheckpointDamaged."""
+        return self._restored.worker_state(worker) if self._restored else b""
+
+    def look(self) -> None:
+        """Now and then."""
+        if self._completion is not None:
+            self._completion.look()
+
+    def idle(self) -> bool:
+        """Whether no checkpoint is on its way."""
+        return self._completion is None or not self._completion.busy
+
+    def close(self) -> None:
+        """Write what is on its way."""
+        if self._completion is not None:
+            self._completion.close()
+
+    def _save(self, _: Asker, ask: dict[str, Any]) -> dict[str, Any]:
+        """Whether to save after a step, and after which to ask again."""
+        step = int(ask["step"])
+        with self._lock:
+            if step > self._answered and self._completion is not None:
+                now = time.monotonic()
+                saves = self._schedule.due(step, now) and self._completion.begin(step)
+                self._answer = {"save": saves, "ask_after": self._schedule.next_question(step, now)}
+                self._answered = step
+            elif step != self._answered:
+                raise ValueError(f"a question about step {step} after one about {self._answered}")
+            return self._answer
+
+    def _saved(self, asker: Asker, ask: dict[str, Any]) -> None:
+        """A worker has written its part, or could not."""
+        if self._completion is not None:
+            self._completion.hear_part(asker.worker, ask["part"])
+
+    def _resume(self, *_: object) -> str | None:
+        """The checkpoint that the training goes on from."""
+        return str(self._restored.path) if self._restored else None

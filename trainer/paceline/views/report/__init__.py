@@ -1,0 +1,1 @@
+"""`paceline report`: a run as one HTML page."""

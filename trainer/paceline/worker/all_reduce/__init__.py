@@ -1,0 +1,1 @@
+"""A worker in a ring: every worker holds the whole model, and gradients are averaged among them."""

@@ -1,0 +1,174 @@
+"""Buffers, as the statistics of BatchNorm: every worker takes those of worker 0 at each step.
+
+They are found by their names: a module may put another tensor in a buffer's place. Small ones travel together at each
+step; a large one, as a causal mask of 16 MiB, only after it changed on any worker.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed import ReduceOp
+
+SMALL_BYTES = 64 * 1024
+SAMPLES = 64  # elements of a large buffer that are compared
+SEARCH_STEPS = 1000  # between two searches for buffers that were registered meanwhile
+
+
+@dataclass
+class Place:
+    """Where a buffer is: under `key` of a module's dictionary; a tensor of another shape there stays by itself."""
+
+    name: str
+    holder: dict[str, torch.Tensor | None]
+    key: str
+    like: torch.Tensor = field(repr=False)  # on the meta device: shape and dtype
+
+    def tensor(self) -> torch.Tensor | None:
+        """What is there now."""
+        found = self.holder.get(self.key)
+        fits = found is not None and found.shape == self.like.shape and found.dtype == self.like.dtype
+        return found if fits else None
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.like.numel() * self.like.element_size()
+
+
+class Buffers:
+    """The buffers of one model. `begin` sends them, `end` waits for them."""
+
+    def __init__(self, model: torch.nn.Module, group: Any, device: torch.device) -> None:
+        self._model, self._group, self._device = model, group, device
+        self._source = group.rank() == 0
+        self._steps = 0
+        self._arriving: list[tuple[Any, _Packed]] = []
+        self._changed: tuple[Any, torch.Tensor] | None = None  # of the step before, by large buffer
+        self._places: list[Place] = []
+        self._lay_out(list(_places(model)))
+
+    def __bool__(self) -> bool:
+        return bool(self._small or self._large)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begin to send worker 0's."""
+        self._steps += 1
+        if self._steps in (2, 10, 100) or self._steps % SEARCH_STEPS == 0:
+            self._search()
+        if self._small:
+            self._send(self._small)
+        if self._large:
+            self._send_changed()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Wait until they are here."""
+        for work, packed in self._arriving:
+            work.wait()
+            if not self._source:
+                packed.unpack()
+        self._arriving.clear()
+
+    def _lay_out(self, places: list[Place]) -> None:
+        small = [p for p in places if p.nbytes <= SMALL_BYTES]
+        self._places = places
+        self._small = _Packed(small, self._device) if small else None
+        self._large = [p for p in places if p.nbytes > SMALL_BYTES]
+        self._detectors = [_ChangeDetector(p.tensor()) for p in self._large]
+        self._changed = None
+
+    def _search(self) -> None:
+        """Look for new buffers; they travel once every worker has the same."""
+        known = {(p.name, p.key): p for p in self._places}
+        found = [known.get((p.name, p.key), p) for p in _places(self._model)]
+        layout = repr([(p.name, tuple(p.like.shape), p.like.dtype) for p in found])
+        digest = int.from_bytes(hashlib.sha256(layout.encode()).digest()[:7], "big")
+        both = torch.tensor([digest, -digest], dtype=torch.int64, device=self._device)
+        self._group.allreduce([both], ReduceOp.MAX).wait()
+        greatest, least = both.tolist()
+        if greatest == -least:
+            self._lay_out(found)
+
+    def _send_changed(self) -> None:
+        """What changed since the step before, as that step's question to all workers found; and ask anew."""
+        pairs = zip(self._detectors, self._large, strict=True)
+        changed = torch.stack([detector.compare(place.tensor(), self._device) for detector, place in pairs])
+        if self._changed is not None:
+            work, counts = self._changed
+            work.wait()
+            travelling = [p for p, count in zip(self._large, counts.tolist(), strict=True) if count]
+            if travelling:
+                self._send(_Packed(travelling, self._device))
+        self._changed = self._group.allreduce([changed]), changed
+
+    def _send(self, packed: "_Packed") -> None:
+        if self._source:
+            packed.pack()
+        self._arriving.append((self._group.broadcast(packed.flat, 0), packed))
+
+
+class _Packed:
+    """Buffers of any dtype as one run of bytes. In the run, wide elements come first: so all are aligned."""
+
+    def __init__(self, places: Sequence[Place], device: torch.device) -> None:
+        self._places = sorted(places, key=lambda p: -p.like.element_size())
+        self.flat = torch.zeros(sum(p.nbytes for p in places), dtype=torch.uint8, device=device)
+        pieces = self.flat.split([p.nbytes for p in self._places])
+        self._views = [
+            piece.view(p.like.dtype).view(p.like.shape) for piece, p in zip(pieces, self._places, strict=True)
+        ]
+
+    def pack(self) -> None:
+        """Copy the buffers as they now are."""
+        pairs = [(v, t) for v, p in zip(self._views, self._places, strict=True) if (t := p.tensor()) is not None]
+        torch._foreach_copy_([v for v, _ in pairs], [t for _, t in pairs])
+
+    def unpack(self) -> None:
+        """Set the buffers."""
+        pairs = [(t, v) for v, p in zip(self._views, self._places, strict=True) if (t := p.tensor()) is not None]
+        torch._foreach_copy_([t for t, _ in pairs], [v for _, v in pairs])
+
+
+class _ChangeDetector:
+    """What is kept of a large buffer to see that it changed: which tensor it was, its version, and some elements.
+
+    The version alone does not tell: batch_norm leaves it as it is.
+    """
+
+    def __init__(self, tensor: torch.Tensor | None) -> None:
+        self._note(tensor)
+
+    def compare(self, tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """1 on `device` if it changed since the last time, else 0; without waiting for the device."""
+        reference, version, samples = self._tensor, self._version, self._samples
+        self._note(tensor)
+        # `reference` is to memory: a tensor object that names a buffer may be another at each call
+        same = reference == self._tensor and version == self._version
+        if not same or samples is None or self._samples is None:
+            return torch.tensor(int(not same), dtype=torch.int64, device=device)
+        return (samples != self._samples).any().to(device, torch.int64)
+
+    def _note(self, tensor: torch.Tensor | None) -> None:
+        if tensor is None:
+            self._tensor, self._version, self._samples = 0, 0, None
+            return
+        self._tensor = tensor.data_ptr()
+        self._version = 0 if tensor.is_inference() else tensor._version
+        step = max(1, tensor.numel() // SAMPLES)
+        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.select(0, 0).reshape(-1)
+        self._samples = flat[::step].clone()
+
+
+def _places(model: torch.nn.Module) -> Iterator[Place]:
+    seen = set()
+    for prefix, module in model.named_modules():
+        for key, tensor in module._buffers.items():
+            if tensor is not None and tensor.numel() and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield Place(
+                    f"{prefix}.{key}".lstrip("."), module._buffers, key, torch.empty_like(tensor, device="meta")
+                )

@@ -1,0 +1,1 @@
+"""What workers give each other beside gradients: small values, and a common key-value store."""

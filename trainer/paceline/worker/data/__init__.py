@@ -1,0 +1,1 @@
+"""Which samples a worker trains on: what stands behind `paceline.shard`."""

@@ -1,0 +1,1 @@
+"""A worker's exchange with parameter servers: gradients out, fresh parameters in."""
