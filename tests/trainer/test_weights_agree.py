@@ -96,6 +96,14 @@ def test_weights_that_changed_since_the_step_are_seen() -> None:
     assert unchanged
     parameters[0].data.copy_(torch.zeros(2))
     assert not unchanged
+    unchanged.note()
+    parameters[1].data.zero_()
+    assert not unchanged
+    unchanged.note()
+    parameters[1].data = parameters[1].data.clone()
+    assert not unchanged
+    unchanged.note()
+    assert unchanged
 
 
 def test_the_same_steps_on_every_worker() -> None:
@@ -112,15 +120,17 @@ def test_a_worker_with_other_weights_fails_the_training(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_script_may_change_the_weights_after_its_last_step(run: Run) -> None:
-    end = "if paceline.rank() == 0: model[0].weight.data.zero_()"
-    outcome = run(script(end=end), strategy="AllReduce", workers=2)
+@pytest.mark.parametrize("steps", [5, 4])  # of either; after 10 the weights are compared at once, after 8 at the end
+@pytest.mark.parametrize("change", ["model[0].weight.data.zero_()", "model.half()"])
+def test_a_script_may_change_the_weights_after_its_last_step(run: Run, change: str, steps: int) -> None:
+    outcome = run(script(steps, end=f"if paceline.rank() == 0: {change}"), strategy="AllReduce", workers=2)
     assert outcome.code == 0, outcome.output
     first, second = (load_file(outcome.folder / name) for name in ("weights.safetensors", "weights-1.safetensors"))
     assert first.keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert not first["0.weight"].any()
     assert second.keys() == {"weight", "bias"}
-    assert outcome.result["version"] == 10  # a step of either counts
+    weight = first["0.weight"]
+    assert weight.dtype == torch.float16 if "half" in change else not weight.any()
+    assert outcome.result["version"] == 2 * steps
 
 
 @pytest.mark.slow

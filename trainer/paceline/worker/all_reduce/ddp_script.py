@@ -77,7 +77,7 @@ class DdpScript:
         member = self._joined()
         if member.number:
             member.save([self._model])
-            if self._unchanged:
+            if member.ends_uncompared() and self._unchanged:
                 member.tell_weights(0, list(self._named), self._parameters)
         member.leave()
 

@@ -100,7 +100,7 @@ class Ring:
         """Write the weights (worker 0), and tell that this worker is done."""
         self._checkpointing.leave()
         self._member.save(self._models)
-        if self._member.number and all(pair.unchanged for pair in self._pairs):
+        if self._member.ends_uncompared() and all(pair.unchanged for pair in self._pairs):
             self._tell_weights()
         self._member.leave()
 

@@ -94,6 +94,10 @@ class RingMember:
         """Whether the workers' weights are compared after the step that ended."""
         return weight_checksum.due(self.number, self._total)
 
+    def ends_uncompared(self) -> bool:
+        """Whether the weights of the last step are still to be compared. Of one step they are told once."""
+        return self.number > 0 and not self.weights_due()
+
     def tell_weights(self, pair: int, names: Sequence[str], parameters: Sequence[torch.Tensor]) -> None:
         """Let the coordinator compare the weights of the step that ended with the other workers'."""
         sums = weight_checksum.checksums(parameters)
