@@ -6,28 +6,35 @@ finite: its square, which Adam and others keep, is not.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy
 import torch
 
+PART = 10_000  # elements up to which BLAS takes a dot product without starting threads
 DOTTED = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)  # their norms are taken in float32
 
 
-def first_not_finite(gradients: Sequence[torch.Tensor | None]) -> int | None:
+def first_not_finite(gradients: Sequence[Any | None]) -> int | None:
     """The place of the first gradient whose norm is not finite; None when all are, or there are none.
 
-    On a GPU it waits for the device.
+    A gradient is a tensor, or an array of numpy of one dimension. On a GPU it waits for the device.
     """
     if all_finite([g for g in gradients if g is not None]):
         return None
     return next((place for place, g in enumerate(gradients) if g is not None and not all_finite([g])), None)
 
 
-def all_finite(gradients: Sequence[torch.Tensor]) -> bool:
+def all_finite(gradients: Sequence[Any]) -> bool:
     """Whether the norm of each is finite: on a GPU one call and one answer for those of a dtype."""
     groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    arrays: list[Any] = []
     with torch.no_grad():
         for gradient in gradients:
+            if isinstance(gradient, numpy.ndarray):
+                arrays.append(gradient)
+                continue
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
             if values.is_cpu and values.dtype in DOTTED and values.is_contiguous():
                 flat = values.view(-1)
@@ -39,4 +46,15 @@ def all_finite(gradients: Sequence[torch.Tensor]) -> bool:
             norms = torch._foreach_norm(members, 2, torch.float32 if dtype in HALVES else None)
             if not all(map(math.isfinite, torch.stack(norms).tolist())):
                 return False
+    return not arrays or _arrays_finite(arrays)
+
+
+def _arrays_finite(arrays: Sequence[Any]) -> bool:
+    """By numpy's dot product, which takes less than torch's to be called."""
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        for array in arrays:
+            for start in range(0, len(array), PART):
+                part = array[start : start + PART]
+                if not math.isfinite(part.dot(part)):
+                    return False
     return True

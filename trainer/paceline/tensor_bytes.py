@@ -13,8 +13,12 @@ def memory(tensor: torch.Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, shared."""
     if not tensor.numel():
         return memoryview(b"")
-    array: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
-    return memoryview(array)
+    return memory_of(tensor.detach().view(-1).view(torch.uint8).numpy())
+
+
+def memory_of(array: Any) -> memoryview:
+    """A contiguous array's bytes, shared."""
+    return memoryview(array).cast("B")
 
 
 class Bytes:

@@ -6,6 +6,7 @@ With the order of the updates fixed, every reply's version is fixed, and so ever
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from typing import NamedTuple
 
 from paceline_core.errors import ReplayError
 from paceline_core.state_machine import (
@@ -23,8 +24,7 @@ from paceline_core.state_machine import (
 )
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of the log. The pushes of one update have a line each, with the same version."""
 
     kind: str  # join, apply, reject or leave

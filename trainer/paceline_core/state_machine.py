@@ -259,7 +259,8 @@ def _release(state: State) -> tuple[State, tuple[Action, ...]]:
     slowest = min((m.clock for m in state.members.values()), default=0)
     ahead = {r.worker for r in state.held if bound is not None and state.members[r.worker].clock > slowest + bound}
     # A worker that waited gets the newest parameters, not those of the update that holds its gradient.
-    released = tuple(replace(r, version=state.version) for r in state.held if r.worker not in ahead)
+    go, newest = [r for r in state.held if r.worker not in ahead], state.version
+    released = tuple(r if r.version == newest else replace(r, version=newest) for r in go)
     return replace(state, held=tuple(r for r in state.held if r.worker in ahead)), released
 
 

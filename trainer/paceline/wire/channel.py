@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 from paceline.wire import tcp_state
@@ -68,8 +67,8 @@ class Channel:
 
         `more`: another follows at once, and a small frame may go with that.
         """
-        nbytes = sum(len(p) for p in pieces)
-        start = self._kept + replace(header, training=self.training, nbytes=nbytes).pack()
+        nbytes = sum(map(len, pieces))
+        start = self._kept + header.pack_for(self.training, nbytes)
         self._kept = b"".join([start, *pieces]) if more and len(start) + nbytes < SMALL_BYTES else b""
         if self._kept:
             self.sent += nbytes

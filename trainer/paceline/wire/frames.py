@@ -98,9 +98,13 @@ class Header:
 
     def pack(self) -> bytes:
         """The header's 60 bytes."""
+        return self.pack_for(self.training, self.nbytes)
+
+    def pack_for(self, training: bytes, nbytes: int) -> bytes:
+        """The bytes of this header, but of a training and with a payload of so many bytes."""
         return LAYOUT.pack(
-            MAGIC, WIRE_VERSION, self.kind, self.flags, self.training, self.worker, self.incarnation,
-            self.step, self.version, self.bucket, self.nbytes,
+            MAGIC, WIRE_VERSION, self.kind, self.flags, training, self.worker, self.incarnation,
+            self.step, self.version, self.bucket, nbytes,
         )  # fmt: skip
 
     @classmethod
@@ -128,9 +132,9 @@ class Header:
 def to_json(value: Mapping[str, Any]) -> bytes:
     """A control frame's payload; a number that is not finite is spelled, and `number` reads it."""
     try:
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        text = ENCODER.encode(value)
     except ValueError:  # there is one, which is rare: only then everything is walked through
-        text = json.dumps(_spelled(value), separators=(",", ":"), allow_nan=False)
+        text = ENCODER.encode(_spelled(value))
     return text.encode()
 
 
@@ -150,7 +154,7 @@ def from_json(data: bytes | bytearray, kind: FrameKind = FrameKind.HELLO) -> dic
     if len(data) > WIDE_LIMIT and 0 < data.count(b"\\u") * ESCAPE_SHARE < len(data):
         raise ProtocolError("too_large", f"a {kind.name} frame of long texts with a few characters beyond ASCII")
     try:
-        value = json.loads(data.decode("ascii"), parse_constant=_not_finite, parse_float=_finite)
+        value = DECODER.decode(data.decode("ascii"))
         if HALF_CHARACTER.search(data):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -179,3 +183,7 @@ def _finite(text: str) -> float:
 
 def _not_finite(text: str) -> float:
     raise ValueError(text)
+
+
+ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+DECODER = json.JSONDecoder(parse_constant=_not_finite, parse_float=_finite)

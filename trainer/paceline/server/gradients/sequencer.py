@@ -8,7 +8,7 @@ import csv
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -34,7 +34,7 @@ from paceline_core.state_machine import (
 )  # fmt: skip
 
 Key = tuple[str, int, int, int]  # kind, worker, incarnation, step
-COLUMNS = [f.name for f in fields(Entry)]
+COLUMNS = list(Entry._fields)
 MESSAGES: Mapping[str, Any] = {m.__name__: m for m in (Joined, Left, Pushed, Admit, Apply, Reply, Reject, Repeat, Save)}
 FIELDS = {"pushes": tuple, "factor": float, "reason": str, "asks": bool}  # all others are whole numbers
 MOST_DIGITS = 19  # of a number: 64 bits
@@ -67,8 +67,7 @@ class ArrivalLog:
     def write(self, actions: Sequence[Action], event: Event) -> None:
         """Log the actions of one event."""
         if self._rows and self._file:
-            rows = [astuple(e) for e in entries(tuple(actions), event)]
-            self._rows.writerows(rows)
+            self._rows.writerows(entries(actions, event))
             self._file.flush()
 
     def close(self) -> None:
@@ -190,7 +189,10 @@ def event_from_wire(value: dict[str, Any]) -> tuple[int, Joined | Pushed]:
 
 
 def _pack(item: Event | Action) -> dict[str, Any]:
-    return {"type": type(item).__name__, **asdict(item)}
+    told = {"type": type(item).__name__, **vars(item)}
+    if isinstance(item, Apply):
+        told["pushes"] = [vars(push) for push in item.pushes]
+    return told
 
 
 def _unpack(value: dict[str, Any]) -> Any:

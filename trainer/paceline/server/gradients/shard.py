@@ -76,6 +76,8 @@ class Shard:
         As in one process, a parameter for which nobody has a gradient is left alone, optimizer state included.
         """
         workers = sorted(pushes)
+        if self._average_whole(index, [pushes[w] for w in workers], [self.gradients(w)[index] for w in workers]):
+            return
         for position, (cut, leaf) in enumerate(zip(self.buckets[index].slices, self.leaves[index], strict=True)):
             parts = [
                 (self.gradients(w)[index].slices[position], pushes[w].unscale)
@@ -83,6 +85,22 @@ class Shard:
                 if cut.parameter not in pushes[w].absent
             ]
             leaf.grad = _mean(parts, len(workers)) if parts else None
+
+    def _average_whole(self, index: int, pushes: Sequence[Push], held: Sequence[Bytes]) -> bool:
+        """All slices of a bucket at once, the zeros between them too, where every worker has a gradient of each."""
+        values = [bucket.values for bucket in held if bucket.values is not None]
+        if not values:
+            return False
+        total, *others = values
+        if total.dtype.itemsize < 4 or any(p.absent or p.unscale != 1.0 for p in pushes):
+            return False
+        for other in others:
+            total.add_(other)
+        if others:
+            total.div_(len(held))
+        for leaf, gradient in zip(self.leaves[index], held[0].slices, strict=True):
+            leaf.grad = gradient
+        return True
 
     def not_finite(self, index: int, pushes: Mapping[int, Push]) -> tuple[int, int] | None:
         """A worker and a parameter because of which the mean of one bucket, just made, is not finite.

@@ -75,8 +75,7 @@ def _from_tensor(value: torch.Tensor) -> tuple[Any, str]:
         return None, f"is a tensor of {value.numel()} elements"
     if value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
         return None, f"is a tensor of {value.dtype}, {value.layout}, on {value.device}"
-    value = value.detach()
-    return (float(value) if value.device.type == "cpu" else value.clone()), ""
+    return (float(value.item()) if value.is_cpu else value.detach().clone()), ""
 
 
 def _warn(wrong: Mapping[str, str]) -> None:

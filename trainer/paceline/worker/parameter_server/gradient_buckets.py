@@ -8,13 +8,14 @@ again before the push is committed, and from then on buckets wait for the step.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 
 from paceline.finite_gradients import first_not_finite
 from paceline.model_signature import Signature
-from paceline.tensor_bytes import memory
+from paceline.tensor_bytes import memory, memory_of
 from paceline.worker.parameter_server.tensor_changes import samples
 from paceline_core.buckets import Bucket, ShardPlan
 from paceline_core.errors import UsageError
@@ -22,6 +23,8 @@ from paceline_core.modes import WITHOUT_SERVERS
 
 Place = tuple[int, int]  # shard, bucket
 Send = Callable[[int, int, list[memoryview]], None]
+Flat = Any  # a gradient in one dimension, in this machine's memory: numpy's array, which Python cuts faster; or torch's
+ARRAYS = {torch.float32, torch.float64}
 SAMPLES = 128  # bytes of a piece of a gradient that are compared, at least
 WATCHED_STEPS = 2  # in which gradients are watched even if nothing is sent early, to say what clipping means
 log = logging.getLogger("paceline")
@@ -111,7 +114,7 @@ class GradientBuckets:
         self._sent: set[Place] = set()
         self._not_finite: dict[Place, int | None] = {}  # of what was sent last: the first such parameter
         self._left = {place: len(members) for place, members in self._members.items()}
-        self._flat: dict[int, torch.Tensor] = {}
+        self._flat: dict[int, Flat] = {}
         self._passes = 0
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
@@ -139,7 +142,7 @@ class GradientBuckets:
             self._sent.add(place)
             self._send_bucket(place, slices, pieces)
 
-    def _send_bucket(self, place: Place, slices: list[torch.Tensor | None], pieces: list[memoryview]) -> None:
+    def _send_bucket(self, place: Place, slices: list[Flat | None], pieces: list[memoryview]) -> None:
         """Look at the gradients, then send: a thread that sends would keep this one from running."""
         if self._checks:
             odd = first_not_finite(slices)
@@ -159,12 +162,12 @@ class GradientBuckets:
             "gradients.maxNorm in the file instead (docs/concepts.md)"
         )
 
-    def _slices(self, bucket: Bucket) -> list[torch.Tensor | None]:
+    def _slices(self, bucket: Bucket) -> list[Flat | None]:
         """The bucket's gradients, flat and in this machine's memory."""
         flats = [(self._flattened(cut.parameter), cut) for cut in bucket.slices]
         return [None if flat is None else flat[cut.start : cut.stop] for flat, cut in flats]
 
-    def _pieces(self, bucket: Bucket, slices: list[torch.Tensor | None]) -> list[memoryview]:
+    def _pieces(self, bucket: Bucket, slices: list[Flat | None]) -> list[memoryview]:
         """The bucket's bytes, straight from the gradients' memory, with zeros between and for what is absent."""
         out: list[memoryview] = []
         end = 0
@@ -172,13 +175,16 @@ class GradientBuckets:
             if cut.offset > end:
                 out.append(self._zeros[: cut.offset - end])
             size = (cut.stop - cut.start) * self._parameters[cut.parameter].element_size()
-            out.append(self._zeros[:size] if held is None else memory(held))
+            if isinstance(held, numpy.ndarray):
+                out.append(memory_of(held))
+            else:
+                out.append(self._zeros[:size] if held is None else memory(held))
             end = cut.offset + size
         if bucket.nbytes > end:
             out.append(self._zeros[: bucket.nbytes - end])
         return out
 
-    def _flattened(self, index: int) -> torch.Tensor | None:
+    def _flattened(self, index: int) -> Flat | None:
         parameter = self._parameters[index]
         gradient = parameter.grad
         if gradient is None:
@@ -190,7 +196,8 @@ class GradientBuckets:
                 f"sparse=True, or use topology {WITHOUT_SERVERS}"
             )
         if gradient.is_cpu and gradient.is_contiguous() and gradient.dtype is parameter.dtype:
-            return gradient.detach().view(-1)
+            own = gradient.detach()
+            return own.numpy().reshape(-1) if own.dtype in ARRAYS else own.view(-1)
         if index not in self._flat:  # another device or layout: one copy for all its slices
             self._flat[index] = gradient.detach().to("cpu", parameter.dtype).contiguous().view(-1)
         return self._flat[index]

@@ -261,6 +261,8 @@ def answers(commits: Sequence[Commit]) -> list[PushAnswer]:
     moment who is to blame; that error comes first.
     """
     asked = [commit.answer for commit in commits]
+    if len(asked) == 1:
+        return [asked[0].result()]
     done, waiting = wait(asked, return_when=FIRST_EXCEPTION)
     if any(each.exception() for each in done):
         done |= wait(waiting, BLAME_SECONDS, FIRST_EXCEPTION).done

@@ -44,6 +44,8 @@ class TensorChanges:
     def remember(self) -> None:
         """What the tensors hold now is what they are compared with."""
         tensors = list(self._current())
+        if not tensors:
+            return
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
         if addresses != self._addresses:
             self._views = [None if t is None else samples(t) for t in tensors]
@@ -61,6 +63,8 @@ class TensorChanges:
     def found(self) -> Changed:
         """What has changed since."""
         tensors = list(self._current())
+        if not tensors:
+            return Changed([], [])
         versions = [0 if t is None else t._version for t in tensors]
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
         untouched = versions == self._versions and addresses == self._addresses and not self._copies
