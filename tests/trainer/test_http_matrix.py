@@ -11,6 +11,7 @@ from paceline import http_pages, metrics
 from paceline.http_pages import METHOD, PATHS, REQUEST_BYTES, Server, serve
 from paceline_core.spec import Level
 
+from .conftest import eventually
 from .inprocess import Served, Trainee, equal, train
 from .strangers import counted
 
@@ -62,7 +63,7 @@ def test_only_what_is_in_the_table_is_answered(web: Server, method: str) -> None
         assert found == code, path
         if code != 200:
             expected[f"http_{code}"] = expected.get(f"http_{code}", 0) + 1
-    assert refused(web) == expected
+    eventually(lambda: refused(web) == expected)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -90,7 +91,7 @@ REFUSED = {
 def test_what_is_no_request_is_refused(web: Server, name: str) -> None:
     request, code = REFUSED[name]
     assert ask(web, request) in (code, 0)  # an answer is lost where the client still sends
-    assert refused(web) == {f"http_{code}": 1}
+    eventually(lambda: refused(web) == {f"http_{code}": 1})
     assert ask(web, b"GET /status HTTP/1.1\r\n\r\n") == 200
 
 
@@ -98,7 +99,7 @@ def test_a_slow_request_ends(web: Server, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(http_pages.PageRequest, "timeout", 0.1)
     assert ask(web, b"GET /status HTTP/1.1\r\nA:") == 0
     assert ask(web, b"") == 0
-    assert refused(web) == {"http_slow": 2}
+    eventually(lambda: refused(web) == {"http_slow": 2})
 
 
 def test_idle_connections_give_way_to_a_request(web: Server) -> None:
@@ -141,6 +142,7 @@ def test_a_training_goes_on() -> None:
             assert ask(address, request) in (code, 0)
         trainee.steps(range(step, step + 1))
     found = trainee.weights()
+    eventually(lambda: sum(counted(served.service.metrics).values()) >= 6 * len(REFUSED))
     assert sum(counted(served.service.metrics).values()) == 6 * len(REFUSED)
     served.stop()
     assert served.error is None
