@@ -5,11 +5,12 @@ import math
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from paceline import weights
-from paceline.finite_gradients import all_finite, first_not_finite
+from paceline.finite_gradients import PART, all_finite, first_not_finite
 from paceline.local.display import summary
 from paceline.model_signature import Signature, TensorInfo
 from paceline.server.gradients.shard import Push, Shard
@@ -137,6 +138,21 @@ def test_the_place_of_the_first_gradient_that_is_not_finite() -> None:
     assert first_not_finite([good * 1e30]) == 0  # its square is not
     rows = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.tensor([[math.inf, 0.0]]), (3, 2), check_invariants=True)
     assert first_not_finite([good, rows]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, PART - 1, PART, PART + 1, 4 * PART])
+def test_an_array_is_judged_as_its_tensor(dtype: torch.dtype, count: int) -> None:
+    """Its squares may overflow in their sum alone; the server looks at tensors, and they must agree."""
+    most = torch.finfo(dtype).max ** 0.5
+    with numpy.errstate(all="raise"):  # as a script may ask
+        for scale in (0.0, 1e-30, most / count, most / count**0.5 * 0.9, most / count**0.5 * 1.1, most * 1.1):
+            gradient = torch.full((count,), scale, dtype=dtype)
+            assert all_finite([gradient.numpy()]) == all_finite([gradient]), scale
+        for odd in (math.inf, -math.inf, math.nan):
+            gradient = torch.ones(count, dtype=dtype)
+            gradient[-1] = odd
+            assert not all_finite([gradient.numpy()])
 
 
 def a_shard(*dtypes: str) -> Shard:

@@ -1,5 +1,7 @@
 """No all-reduce training succeeds whose workers end with different weights."""
 
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -104,6 +106,19 @@ def test_weights_that_changed_since_the_step_are_seen() -> None:
     assert not unchanged
     unchanged.note()
     assert unchanged
+
+
+def test_a_model_without_elements_is_unchanged() -> None:
+    assert weight_checksum.Unchanged([torch.nn.Parameter(torch.zeros(0))])
+
+
+def test_what_was_looked_at_is_not_kept_alive() -> None:
+    parameter = torch.nn.Parameter(torch.ones(1000))
+    unchanged = weight_checksum.Unchanged([parameter])
+    held = weakref.ref(parameter.untyped_storage())
+    parameter.data = torch.ones(1000)
+    assert held() is None
+    assert not unchanged
 
 
 def test_the_same_steps_on_every_worker() -> None:

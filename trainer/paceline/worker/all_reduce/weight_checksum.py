@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 STEPS = 500  # between two checksums: one costs about a tenth of a step, so less than 0.1 % of the time
-LARGEST = 4  # tensors of which one value is looked at
+LARGEST, VALUES = 3, 8  # tensors that are looked at, and about how many values of each
 FIRST = (1, 10, 100)  # and early, because workers that differ mostly do from the start
 
 
@@ -23,39 +23,39 @@ def checksums(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
 class Unchanged:
     """Whether weights are still what the last step made of them: a script may load others after it, for a test.
 
-    Changes through .data leave a tensor's version as it is: they are looked for in the smallest tensor, in one value
-    of each of the largest, and in where these lie, so that a model that is halved or moved is seen too.
+    Changes through .data leave a tensor's version as it is: they are looked for in the smallest tensor, in some values
+    of the largest, and in where these lie, so that a model that is halved or moved is seen too.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._parameters = parameters
         by_size = sorted((p for p in parameters if p.numel()), key=torch.Tensor.numel)
         self._watched = list(dict.fromkeys([*by_size[:1], *by_size[-LARGEST:]]))
-        self._places: list[int] = []
         self.note()
 
     def note(self) -> None:
         """A step has ended."""
-        self._versions = self._sum_versions()
-        places = self._find_places()
-        if places != self._places:
-            self._places, self._values = places, self._find_values()
-        self._copies = [value.clone() for value in self._values]
+        self._versions, self._places = self._sum_versions(), self._find_places()
+        self._copies = [_some(p).clone() for p in self._watched]
 
     def __bool__(self) -> bool:
         if self._versions != self._sum_versions() or self._places != self._find_places():
             return False
-        return all(torch.equal(a, b) for a, b in zip(self._copies, self._values, strict=True))
+        return all(torch.equal(copy, _some(p)) for copy, p in zip(self._copies, self._watched, strict=True))
 
-    def _find_values(self) -> list[torch.Tensor]:
-        known = [p.detach() for p in self._watched]
-        return [*known[:1], *(value[tuple(n // 2 for n in value.shape)] for value in known[1:])]
-
-    def _find_places(self) -> list[int]:
-        return [p.data_ptr() for p in self._watched]
+    def _find_places(self) -> list[tuple[int, torch.dtype, torch.device]]:
+        return [(p.data_ptr(), p.dtype, p.device) for p in self._watched]
 
     def _sum_versions(self) -> int:
         return sum([p._version for p in self._parameters])
+
+
+def _some(parameter: torch.Tensor) -> torch.Tensor:
+    """Some of its values, in its own memory."""
+    whole = parameter.detach()
+    if not whole.is_contiguous():
+        return whole[tuple(n // 2 for n in whole.shape)]
+    return whole.view(-1)[:: max(1, whole.numel() // VALUES)]
 
 
 def told(step: int, pair: int, names: Sequence[str], sums: torch.Tensor) -> Mapping[str, object]:

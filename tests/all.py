@@ -1,0 +1,77 @@
+"""Every test: those on the cluster, which mostly wait, beside those that measure no times; then all others, alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ["tests/cluster", "tests/observability/test_operator.py"]
+BESIDE = ["charts", "compatibility", "core", "operator", "rules", "scripts"]  # folders of tests/
+NICE = 5  # so that what the cluster runs comes first
+END_SECONDS = 60.0  # for tests that were interrupted to clean up
+
+
+def main() -> int:
+    """Run all; 1 when one failed."""
+    beside = [f"tests/{name}" for name in BESIDE]
+    alone = ["tests", *(f"--ignore={path}" for path in (*CLUSTER, *beside))]
+    with tempfile.TemporaryFile() as output:
+        cluster = pytest(CLUSTER, output)
+        try:
+            print("the tests on the cluster run beside these, and are shown after them", flush=True)
+            codes = [pytest(beside, nice=NICE).wait(), cluster.wait()]
+        finally:
+            end(cluster)
+            show(output)
+    codes.append(pytest(alone).wait())
+    return int(any(codes))
+
+
+def pytest(arguments: list[str], output: IO[bytes] | None = None, nice: int = 0) -> "subprocess.Popen[bytes]":
+    """Start a pytest of its own; it is ended with this process."""
+    command = ["nice", "-n", str(nice), sys.executable, "-m", "pytest", *arguments]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+    RUNNING.append(started)
+    return started
+
+
+def end(process: "subprocess.Popen[bytes]", interrupted: bool = False) -> None:
+    """Interrupt it, if it still runs and was not, and let its tests clean up."""
+    if process.poll() is None:
+        if not interrupted:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def show(output: IO[bytes]) -> None:
+    """Print what was written."""
+    output.seek(0)
+    for line in output:
+        sys.stdout.write(line.decode(errors="replace"))
+    sys.stdout.flush()
+
+
+def asked_to_end(number: int, _: FrameType | None) -> NoReturn:
+    """By Ctrl-C, which a terminal tells all processes, or by SIGTERM."""
+    signal.signal(number, signal.SIG_IGN)
+    for process in RUNNING:
+        end(process, interrupted=number == signal.SIGINT)
+    raise SystemExit(128 + number)
+
+
+RUNNING: list["subprocess.Popen[bytes]"] = []
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, asked_to_end)
+    signal.signal(signal.SIGTERM, asked_to_end)
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())
