@@ -21,14 +21,17 @@ def main() -> int:
     beside = [f"tests/{name}" for name in BESIDE]
     alone = ["tests", *(f"--ignore={path}" for path in (*CLUSTER, *beside))]
     with tempfile.TemporaryFile() as output:
-        cluster = pytest(CLUSTER, output)
         try:
+            cluster = pytest(CLUSTER, output)
             print("the tests on the cluster run beside these, and are shown after them", flush=True)
             codes = [pytest(beside, nice=NICE).wait(), cluster.wait()]
         finally:
-            end(cluster)
+            end_all()
             show(output)
-    codes.append(pytest(alone).wait())
+    try:
+        codes.append(pytest(alone).wait())
+    finally:
+        end_all()
     return int(any(codes))
 
 
@@ -40,16 +43,17 @@ def pytest(arguments: list[str], output: IO[bytes] | None = None, nice: int = 0)
     return started
 
 
-def end(process: "subprocess.Popen[bytes]", interrupted: bool = False) -> None:
-    """Interrupt it, if it still runs and was not, and let its tests clean up."""
-    if process.poll() is None:
-        if not interrupted:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def end_all() -> None:
+    """Interrupt those that still run, and let their tests clean up; a terminal's Ctrl-C has told them already."""
+    for process in RUNNING:
+        if process.poll() is None:
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                process.send_signal(signal.SIGINT)
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def show(output: IO[bytes]) -> None:
@@ -61,17 +65,17 @@ def show(output: IO[bytes]) -> None:
 
 
 def asked_to_end(number: int, _: FrameType | None) -> NoReturn:
-    """By Ctrl-C, which a terminal tells all processes, or by SIGTERM."""
+    """By SIGTERM, which only this process was sent."""
     signal.signal(number, signal.SIG_IGN)
-    for process in RUNNING:
-        end(process, interrupted=number == signal.SIGINT)
     raise SystemExit(128 + number)
 
 
 RUNNING: list["subprocess.Popen[bytes]"] = []
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, asked_to_end)
     signal.signal(signal.SIGTERM, asked_to_end)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
