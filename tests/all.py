@@ -11,20 +11,26 @@ from typing import IO, NoReturn
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ["tests/cluster", "tests/observability/test_operator.py"]
-BESIDE = ["charts", "compatibility", "core", "operator", "rules", "scripts"]  # folders of tests/
+BESIDE = [  # what measures no times
+    *(f"tests/{folder}" for folder in ("charts", "compatibility", "core", "operator", "rules", "scripts")),
+    *(
+        f"tests/trainer/test_{name}.py"
+        for name in ("checkpoints", "data_runs", "exact", "examples", "forked_processes", "not_finite", "reported_values",
+                     "ring_checkpoints")
+    ),
+]  # fmt: skip
 NICE = 5  # so that what the cluster runs comes first
 END_SECONDS = 60.0  # for tests that were interrupted to clean up
 
 
 def main() -> int:
     """Run all; 1 when one failed."""
-    beside = [f"tests/{name}" for name in BESIDE]
-    alone = ["tests", *(f"--ignore={path}" for path in (*CLUSTER, *beside))]
+    alone = ["tests", *(f"--ignore={path}" for path in (*CLUSTER, *BESIDE))]
     with tempfile.TemporaryFile() as output:
         try:
             cluster = pytest(CLUSTER, output)
             print("the tests on the cluster run beside these, and are shown after them", flush=True)
-            codes = [pytest(beside, nice=NICE).wait(), cluster.wait()]
+            codes = [pytest(BESIDE, nice=NICE).wait(), cluster.wait()]
         finally:
             end_all()
             show(output)
