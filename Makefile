@@ -28,7 +28,7 @@ run: $(READY) ## train the digits example: 2 servers, 4 workers
 	@echo "  docs/tutorial.md                                                        # your own script"
 
 test: $(READY) ## every test
-	@$(BIN)/python tests/all.py
+	@$(BIN)/python -P tests/all.py
 
 check: lint ## lint, and the fast tests
 	@$(BIN)/pytest -m "not slow"

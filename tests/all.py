@@ -1,4 +1,7 @@
-"""Every test: those on the cluster, which mostly wait, beside those that measure no times; then all others, alone."""
+"""Every test: those on the cluster, which mostly wait, beside those that measure no times; then all others, alone.
+
+To be run with `python -P`: tests/operator would stand before Python's own module.
+"""
 
 import os
 import signal
