@@ -61,9 +61,9 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 
 def middle(of: Outcome) -> Path:
-    """A checkpoint of the run, neither its first nor its last."""
+    """A checkpoint of the run; one that is due while another is being written is left out, so that there may be few."""
     found = checkpoint_folder.complete(of.folder / "checkpoints")
-    assert len(found) > 2
+    assert found
     return found[len(found) // 2]
 
 
