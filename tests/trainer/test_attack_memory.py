@@ -34,13 +34,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             pass_fds=(wire.fileno(), web.fileno()),
         )
         address, metrics = (f"127.0.0.1:{s.getsockname()[1]}" for s in (wire, web))
-    target = Target(address, metrics, bytes.fromhex(ID), str(folder / "worker-1") if tls else None)
-    ATTACKS["HTTP /status"](target)  # it answers, so that all is loaded
-    honest = target.store()  # without it worker 1 would be lost
-    yield process.pid, target
-    honest.close()
-    process.terminate()
-    assert process.wait(timeout=30) == 0
+    try:
+        target = Target(address, metrics, bytes.fromhex(ID), str(folder / "worker-1") if tls else None)
+        ATTACKS["HTTP /status"](target)  # it answers, so that all is loaded
+        honest = target.store()  # without it worker 1 would be lost
+        yield process.pid, target
+        honest.close()
+    finally:
+        process.terminate()
+        code = process.wait(timeout=30)
+    assert code == 0
 
 
 def mib(pid: int, field: str) -> float:

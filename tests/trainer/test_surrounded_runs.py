@@ -87,6 +87,8 @@ def test_a_read_only_folder_is_enough_with_another_one_for_the_results(folder: P
     ],
 )
 def test_a_full_tmp_is_said_or_does_not_matter(folder: Path, kibibytes: int, used: int, code: int, said: str) -> None:
+    if Path(sys.executable).is_relative_to("/tmp"):
+        pytest.skip("the environment lies in /tmp, over which this test mounts something else")
     full = (f"mount -t tmpfs -o size={kibibytes}k tmpfs /tmp", f"head -c {used}k /dev/zero >/tmp/used")
     done = mounted(folder, *full, f"exec {PACELINE} run training.yaml --run-dir run")
     assert done.returncode == code, done.stdout + done.stderr
