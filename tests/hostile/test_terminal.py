@@ -121,5 +121,6 @@ def test_a_folder_with_a_strange_name(tmp_path: Path, capsys: pytest.CaptureFixt
     run = a_run(tmp_path / "\x1b[31mrun", result=a_result(found), status=found)
     for words in (["top"], ["report"], ["trace"]):
         cli.main([*words, str(run.folder)])
-    out, err = capsys.readouterr()
-    check_output(out + err)
+        out, err = capsys.readouterr()
+        assert "31mrun" in out + err, words
+        check_output(out + err)

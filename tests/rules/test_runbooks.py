@@ -43,6 +43,7 @@ def test_a_page_has_its_parts(name: str) -> None:
 
 def test_queries_are_valid(tmp_path: Path) -> None:
     rules = [{"record": f"query{i}", "expr": q} for i, q in enumerate(q for p in PAGES for q in queries(p))]
+    assert len(rules) >= len(PAGES)
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "pages", "rules": rules}]}))
     promtool("check", "rules", file)

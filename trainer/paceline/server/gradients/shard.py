@@ -87,7 +87,10 @@ class Shard:
             leaf.grad = _mean(parts, len(workers)) if parts else None
 
     def _average_whole(self, index: int, pushes: Sequence[Push], held: Sequence[Bytes]) -> bool:
-        """All slices of a bucket at once, the zeros between them too, where every worker has a gradient of each."""
+        """The mean of all slices of a bucket at once, the zeros between them too, and whether it could be made so.
+
+        It can where every worker has a gradient of each slice, in one dtype that is not summed in a wider one.
+        """
         values = [bucket.values for bucket in held if bucket.values is not None]
         if not values:
             return False

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 STEPS = 500  # between two checksums: one costs about a tenth of a step, so less than 0.1 % of the time
-LARGEST, VALUES = 3, 8  # tensors that are looked at, and about how many values of each
+LARGEST, VALUES = 3, 64  # tensors that are looked at, and about how many values of each
 FIRST = (1, 10, 100)  # and early, because workers that differ mostly do from the start
 
 
@@ -23,8 +23,8 @@ def checksums(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
 class Unchanged:
     """Whether weights are still what the last step made of them: a script may load others after it, for a test.
 
-    Changes through .data leave a tensor's version as it is: they are looked for in the smallest tensor, in some values
-    of the largest, and in where these lie, so that a model that is halved or moved is seen too.
+    Changes through .data leave a tensor's version as it is: they are looked for in some values of the smallest and the
+    largest tensors, and in where these lie, so that a model that is halved or moved is seen too.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:

@@ -114,7 +114,7 @@ class GradientBuckets:
         self._sent: set[Place] = set()
         self._not_finite: dict[Place, int | None] = {}  # of what was sent last: the first such parameter
         self._left = {place: len(members) for place, members in self._members.items()}
-        self._flat: dict[int, Flat] = {}
+        self._flat: dict[int, torch.Tensor] = {}
         self._passes = 0
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
