@@ -52,11 +52,15 @@ def all_finite(gradients: Sequence[Any]) -> bool:
 def _arrays_finite(arrays: Sequence[Any]) -> bool:
     """By numpy's dot product, which takes less than torch's to be called."""
     with numpy.errstate(all="ignore"):
-        for array in arrays:
-            squares = array.dtype.type(0)  # summed in the gradient's own type, as torch does
-            for start in range(0, len(array), PART):
-                part = array[start : start + PART]
-                squares += part.dot(part)
-            if not math.isfinite(squares):
-                return False
-    return True
+        return all(math.isfinite(_squares(array)) for array in arrays)
+
+
+def _squares(array: Any) -> Any:
+    """Their sum, in the gradient's own type, as torch takes it."""
+    if len(array) <= PART:
+        return array.dot(array)
+    total = array.dtype.type(0)
+    for start in range(0, len(array), PART):
+        part = array[start : start + PART]
+        total += part.dot(part)
+    return total

@@ -22,6 +22,7 @@ OPTIMIZERS: Mapping[str, type[optim.Optimizer]] = {
     )
 }  # fmt: skip
 MOST_VALUES, MOST_CHARACTERS = 16, 200  # of one option
+PLAIN = (float, int, bool, type(None))
 DEVICE_ONLY = {"capturable", "fused"}  # about kernels on the worker's device; the server's are the plain ones
 
 
@@ -116,8 +117,10 @@ def _imported(name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in PLAIN:
+        return value
     if isinstance(value, torch.Tensor):
         return value.item()
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+    return value if isinstance(value, int | float | str) else repr(value)

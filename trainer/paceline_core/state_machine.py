@@ -5,7 +5,7 @@ reject). Tensors, sockets and clocks stay outside. With n updates made, a gradie
 *delay* d, and applying it makes P(n + 1) = P(n) - lr * g(P(n - d)).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -228,7 +228,7 @@ def _push(state: State, event: Pushed) -> tuple[State, tuple[Action, ...]]:
         return state, (_reject(state, event, "duplicate", delay),)
     limit = state.knobs.greatest_delay
     if delay < 0 or (limit is not None and delay > limit):
-        state, released = _release(_decided(state, event))
+        state, released = _release(replace(state, members=_decided(state.members, (event,))))
         return state, (_reject(state, event, "stale" if delay > 0 else "version", delay), *released)
     state, applied = _apply(replace(state, pending=(*state.pending, event)))
     state, released = _release(state)
@@ -246,8 +246,8 @@ def _apply(state: State) -> tuple[State, tuple[Action, ...]]:
     delays = {p.worker: state.version - p.version for p in pushes}
     version = state.version + 1
     replies = tuple(Reply(p.worker, p.incarnation, p.step, version, delays[p.worker]) for p in pushes)
-    state = _decided(state, *pushes)
-    state = replace(state, version=version, pending=(), held=state.held + replies)
+    members = _decided(state.members, pushes)
+    state = replace(state, members=members, version=version, pending=(), held=state.held + replies)
     return state, (Apply(version, pushes, state.knobs.learning_rate(max(delays.values())), min(state.members)),)
 
 
@@ -264,12 +264,13 @@ def _release(state: State) -> tuple[State, tuple[Action, ...]]:
     return replace(state, held=tuple(r for r in state.held if r.worker in ahead)), released
 
 
-def _decided(state: State, *pushes: Pushed) -> State:
-    members = dict(state.members)
+def _decided(members: Mapping[int, Member], pushes: Sequence[Pushed]) -> Mapping[int, Member]:
+    """The members once these pushes have been decided."""
+    decided = dict(members)
     for push in pushes:
-        member = members[push.worker]
-        members[push.worker] = replace(member, clock=member.clock + 1, step=push.step)
-    return replace(state, members=members)
+        before = members[push.worker]
+        decided[push.worker] = Member(before.incarnation, before.clock + 1, push.step)
+    return decided
 
 
 def _without(state: State, worker: int) -> State:

@@ -202,16 +202,20 @@ class Channel:
         self.connection.close()
 
     def _fill(self, target: memoryview, at_start: bool = False) -> None:
-        done, receive = 0, self.connection.recv_into
+        done, size = 0, len(target)
+        # Of TLS each record is a call of its own, and recv_into() only calls read() in its turn.
+        read: Any = self.connection.read if isinstance(self.connection, ssl.SSLSocket) else None
+        receive = self.connection.recv_into
         try:
-            while done < len(target):
-                count = receive(target[done:])
+            while done < size:
+                left = target[done:]
+                count = receive(left) if read is None else read(size - done, left)
                 if count == 0:
                     if at_start and done == 0:
                         raise EOFError(self.peer)
                     raise ProtocolError("truncated", f"{self.peer} closed the connection in the middle of a frame")
                 done += count
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ssl.SSLError, ValueError) as error:  # the last of a TLS connection that was closed here
             raise self._lost(error) from _told_apart(error)
 
     def _lost(self, error: Exception) -> PeerLost:

@@ -10,6 +10,7 @@ import torch
 MOST_NAMES, NAME_LENGTH = 100, 100  # different names in a run; characters of one
 SHOWN = 3  # names in a warning
 MOST_WARNINGS = 10
+PLAIN = {torch.float32, torch.float64, torch.int64}  # what nearly every script reports
 TOO_MANY = f"is one name too many: {MOST_NAMES} can be shown"
 log = logging.getLogger("paceline")
 
@@ -28,28 +29,34 @@ class ReportedValues:
 
         A copy, because a script may go on to change what it reported.
         """
-        found, wrong = dict[str, Any](), dict[str, str]()
+        found: dict[str, Any] = {}
+        wrong: dict[str, str] = {}
         with self._lock:
             for name, value in values.items():
                 number, problem = _number(value)
-                problem = self._name_problem(name) or problem
+                if name not in self._known:
+                    problem = self._name_problem(name) or problem
                 if problem:
                     wrong[name] = problem
                 else:
                     self._known.add(name)
                     found[name] = number
-            more = self._warnings < MOST_WARNINGS
-            new = {name: problem for name, problem in wrong.items() if more and not {name, problem} & self._wrong}
-            self._wrong.update(TOO_MANY if problem == TOO_MANY else name for name, problem in new.items())
-            if new:
-                self._warnings += 1
-                _warn(new)
+            if wrong:
+                self._warn_once(wrong)
         return found
+
+    def _warn_once(self, wrong: Mapping[str, str]) -> None:
+        more = self._warnings < MOST_WARNINGS
+        new = {name: problem for name, problem in wrong.items() if more and not {name, problem} & self._wrong}
+        self._wrong.update(TOO_MANY if problem == TOO_MANY else name for name, problem in new.items())
+        if new:
+            self._warnings += 1
+            _warn(new)
 
     def _name_problem(self, name: str) -> str:
         if not name or not name.isprintable() or len(name) > NAME_LENGTH:
             return f"has a name that is not 1 to {NAME_LENGTH} printable characters"
-        if name not in self._known and len(self._known) >= MOST_NAMES:
+        if len(self._known) >= MOST_NAMES:
             return TOO_MANY
         return ""
 
@@ -73,6 +80,8 @@ def _number(value: Any) -> tuple[Any, str]:
 def _from_tensor(value: torch.Tensor) -> tuple[Any, str]:
     if value.numel() != 1:
         return None, f"is a tensor of {value.numel()} elements"
+    if value.is_cpu and value.dtype in PLAIN and value.layout is torch.strided:
+        return float(value.item()), ""
     if value.is_complex() or value.is_meta or value.layout is not torch.strided or value.is_quantized:
         return None, f"is a tensor of {value.dtype}, {value.layout}, on {value.device}"
     return (float(value.item()) if value.is_cpu else value.detach().clone()), ""

@@ -37,9 +37,10 @@ class Stamp:
     """
 
     def __init__(self, gradients: Sequence[torch.Tensor | None], pieces: Sequence[memoryview] | None) -> None:
-        self._gradients, self._pieces = gradients, pieces
+        self._gradients = gradients
         self._versions = [0 if g is None else g._version for g in gradients]
-        self._bytes = _some_bytes(pieces) if pieces is not None else b""
+        self._views = None if pieces is None else [_some_bytes(piece) for piece in pieces if piece]
+        self._bytes = [view.tobytes() for view in self._views or ()]
         self._elements = _some_elements(gradients) if pieces is None else []
 
     def same(self, gradients: Sequence[torch.Tensor | None]) -> bool:
@@ -47,8 +48,8 @@ class Stamp:
         for before, now, version in zip(self._gradients, gradients, self._versions, strict=True):
             if now is not before or (now is not None and now._version != version):
                 return False
-        if self._pieces is not None:
-            return _some_bytes(self._pieces) == self._bytes
+        if self._views is not None:
+            return [view.tobytes() for view in self._views] == self._bytes
         return all(torch.equal(a, b) for a, b in zip(self._elements, _some_elements(gradients), strict=True))
 
 
@@ -203,9 +204,9 @@ class GradientBuckets:
         return self._flat[index]
 
 
-def _some_bytes(pieces: Sequence[memoryview]) -> bytes:
-    """Every so-manieth byte of each piece; at odd distances, so that every byte of an element has its turn."""
-    return b"".join([piece[:: len(piece) // SAMPLES | 1].tobytes() for piece in pieces])
+def _some_bytes(piece: memoryview) -> Any:
+    """Every so-manieth byte, as numpy's array; at odd distances, so that every byte of an element has its turn."""
+    return numpy.frombuffer(piece, numpy.uint8)[:: len(piece) // SAMPLES | 1]
 
 
 def _some_elements(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:

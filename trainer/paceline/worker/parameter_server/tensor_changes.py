@@ -33,11 +33,13 @@ class TensorChanges:
         self._current = current
         self._tensors: list[torch.Tensor | None] = []
         self._views: list[torch.Tensor | None] = []  # samples, seen in the tensors' own memory; None: not to be had
-        self._memory: dict[int, memoryview] = {}  # the same, of those in this machine's memory
+        self._memory: dict[int, Any] = {}  # the same, of those in this machine's memory
         self._addresses: list[int] = []
         self._versions: list[int] = []
-        self._samples: dict[torch.device, torch.Tensor] = {}  # of those on other devices
-        self._bytes: dict[int, bytes] = {}  # of those in this machine's memory
+        self._on_devices: dict[torch.device, list[torch.Tensor]] = {}  # the views into other devices' memory
+        self._starts: list[int] = []  # where each tensor's samples begin among those of its device
+        self._samples: dict[torch.device, torch.Tensor] = {}
+        self._bytes: list[bytes] = []  # of those in this machine's memory
         self._copies: dict[int, torch.Tensor] = {}
         self.remember()
 
@@ -49,11 +51,11 @@ class TensorChanges:
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
         if addresses != self._addresses:
             self._views = [None if t is None else samples(t) for t in tensors]
+            self._on_devices, self._starts = self._by_device()
             self._memory = {n: _memory(v) for n, v in enumerate(self._views) if v is not None and v.is_cpu}
             self._copies |= {n: t for n, t in enumerate(tensors) if t is not None and self._views[n] is None}
         self._tensors, self._addresses = tensors, addresses
         self._versions = [0 if t is None else t._version for t in tensors]
-        self._starts = self._offsets()
         self._samples, self._bytes = self._take_samples(), self._take_bytes()
         for number in self._copies:
             held = tensors[number]
@@ -96,32 +98,29 @@ class TensorChanges:
         if view is None or now is None or now.device != view.device:
             return False
         if number in self._memory:
-            return _memory(now).tobytes() == self._bytes[number]
+            before_bytes = self._bytes[list(self._memory).index(number)]
+            return bool(_memory(now).tobytes() == before_bytes)
         start = self._starts[number]
         before = self._samples[view.device][start : start + view.numel()]
         return torch.equal(before, now.to(before.dtype))
 
-    def _offsets(self) -> list[int]:
-        """Where each tensor's samples begin among those of its device."""
-        ends: dict[torch.device, int] = {}
+    def _by_device(self) -> tuple[dict[torch.device, list[torch.Tensor]], list[int]]:
+        views: dict[torch.device, list[torch.Tensor]] = {}
         starts = []
         for view in self._views:
             if view is None or view.is_cpu:
                 starts.append(0)
                 continue
-            starts.append(ends.get(view.device, 0))
-            ends[view.device] = starts[-1] + view.numel()
-        return starts
+            before = views.setdefault(view.device, [])
+            starts.append(sum(v.numel() for v in before))
+            before.append(view)
+        return views, starts
 
-    def _take_bytes(self) -> dict[int, bytes]:
-        return {number: view.tobytes() for number, view in self._memory.items()}
+    def _take_bytes(self) -> list[bytes]:
+        return [array.tobytes() for array in self._memory.values()]
 
     def _take_samples(self) -> dict[torch.device, torch.Tensor]:
-        by_device: dict[torch.device, list[torch.Tensor]] = {}
-        for view in self._views:
-            if view is not None and not view.is_cpu:
-                by_device.setdefault(view.device, []).append(view)
-        return {device: torch.cat(views) for device, views in by_device.items()}
+        return {device: torch.cat(views) for device, views in self._on_devices.items()}
 
     def _same_on_devices(self) -> bool:
         return all(torch.equal(new, self._samples[device]) for device, new in self._take_samples().items())
@@ -135,10 +134,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(INTEGERS[tensor.element_size()])
 
 
-def _memory(view: torch.Tensor) -> memoryview:
-    """The same elements, for Python to copy: for so few that takes less than an operation of torch's."""
-    array: Any = view.numpy()
-    return memoryview(array)
+def _memory(view: torch.Tensor) -> Any:
+    """The same elements as numpy's array: for so few, copying one takes less than an operation of torch's."""
+    return view.numpy()
 
 
 def samples(tensor: torch.Tensor) -> torch.Tensor | None:

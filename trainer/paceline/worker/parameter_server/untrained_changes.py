@@ -44,12 +44,16 @@ class UntrainedChanges:
 
     def changed(self) -> list[int]:
         """The numbers of those that have changed since the last exchange."""
+        if not self._places:
+            return []
         found = self._changes.found().all
         self._moving |= {n for n in found if n >= self._frozen and self._infos[n].nbytes <= SMALL_BYTES}
         return sorted(self._moving.union(found))
 
     def install(self, given: Mapping[int, bytes]) -> None:
         """Set them to what another worker has, and remember all as they are now."""
+        if not self._places:
+            return
         tensors = self.current()
         with torch.no_grad():
             for number, data in given.items():
