@@ -23,13 +23,18 @@ class Knobs:
     greatest_delay: int | None = None  # in updates; a push with a greater delay is rejected
     clock_bound: int | None = None  # steps that a worker may be ahead of the slowest member
     learning_rate: Callable[[int], float] = constant  # greatest delay of an update -> factor of the learning rate
-    replaces_alone: bool = False  # a worker that is lost ends nothing: the others go on, and another takes its place
+    replaces_alone: bool = False  # a worker that is lost ends nothing: another takes its place
     repeats: bool = False  # the batches of a step that was rejected as stale come again
 
     @property
     def waits_for_all(self) -> bool:
         """Whether each update is a round of all members, so that the last to arrive makes the others wait."""
         return self.quorum is None
+
+    @property
+    def replaced_where_it_was(self) -> bool:
+        """Whether one in a lost worker's place goes on where that was, and the others wait for it until then."""
+        return self.replaces_alone and self.waits_for_all
 
     @property
     def names_lag(self) -> bool:

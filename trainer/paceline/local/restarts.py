@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from paceline.local.preflight import Request
 from paceline.local.replica import Replica
 from paceline.views.sources.run_folders import MANIFEST
 from paceline_core.goodput import Loss
+from paceline_core.state_machine import Knobs
 
 SIGNALLED = 128  # a shell's exit code beyond it: what it ran was ended by a signal
 LOGS = "logs"
@@ -53,20 +54,29 @@ class RunHistory:
     @property
     def replaces_alone(self) -> bool:
         """Whether a worker that was killed is started again while the others go on."""
-        return self.request.training.spec.knobs.replaces_alone and self.limit > 0 and self.request.replay is None
+        return self._knobs.replaces_alone and self.limit > 0 and self.request.replay is None
+
+    @property
+    def _knobs(self) -> Knobs:
+        return self.request.training.spec.knobs
 
     def seconds(self) -> float:
         """How long the run has lasted."""
         return time.monotonic() - self.began
 
-    def goes_on_alone(self, replica: Replica) -> bool:
-        """Whether this one is to be started again while the others go on."""
-        return self.replaces_alone and replica.is_worker and killed(replica) and len(self.restarts) < self.limit
+    def goes_on_alone(self, replica: Replica, ask_status: Callable[[], Mapping[str, Any] | None]) -> bool:
+        """Whether this one is to be started again while the others go on, or wait for it where it was."""
+        alone = self.replaces_alone and replica.is_worker and killed(replica) and len(self.restarts) < self.limit
+        if not alone or not self._knobs.replaced_where_it_was:
+            return alone
+        workers = (ask_status() or {}).get("workers", [])
+        return any(it["worker"] == replica.ordinal and it.get("kept_step") is not None for it in workers)
 
     def replaced(self, replica: Replica) -> str:
         """Count it; gives the words for it."""
         self.restarts.append(Restart(replica.name, replica.failure()["message"], True, None, self.seconds()))
-        return f"{self._what()}. It is replaced ({self._count()}); the others go on"
+        others = "wait for it" if self._knobs.waits_for_all else "go on"
+        return f"{self._what()}. It is replaced ({self._count()}); the others {others}"
 
     def goes_on(self, failure: Mapping[str, Any] | None) -> bool:
         """Whether all are to be started again after this failure."""

@@ -146,7 +146,7 @@ class RunMonitor:
     def _failed(self) -> bool:
         """Whether something went wrong that ends this attempt; remembers what."""
         for replica in self._processes.replicas:
-            if self._history.goes_on_alone(replica):
+            if self._history.goes_on_alone(replica, self._ask_status):
                 self._display.note(self._history.replaced(replica))
                 self._processes.start_again(replica, self._display.line)
         self._failure = self._failure or self._crash() or self._broken_rule()
@@ -216,6 +216,14 @@ class RunMonitor:
                 continue  # not there yet, or gone already
             self._status, self._polled = status, asked
             self._show_progress(status)
+
+    def _ask_status(self) -> dict[str, Any] | None:
+        """What server 0 says now; None where it does not answer."""
+        try:
+            found: dict[str, Any] = local_process.get(self._processes.status_url)
+        except local_process.NoAnswer:
+            return None
+        return found
 
     def _show_progress(self, status: dict[str, Any]) -> None:
         """Whatever is wrong with showing: the run goes on, and its end is still seen."""

@@ -24,6 +24,7 @@ from paceline.server.gradients.worker_connections import WorkerConnections
 from paceline.server.membership.acceptor import Acceptor, Handler
 from paceline.server.membership.key_value_store import KeyValueStore
 from paceline.server.membership.membership import Membership, lost
+from paceline.server.membership.places import Places
 from paceline.server.membership.reports import Reports
 from paceline.server.observability.training_status import TrainingStatus
 from paceline_core import limits, metric_series
@@ -73,7 +74,10 @@ class ParameterService:
         self._sequencers: dict[int, Sequencer] = {}  # of each pair of a model and an optimizer; on shard 0
         self._logs: dict[int, ArrivalLog] = {}
         self._making = threading.Lock()
-        self.reports = Reports(self.membership, self.training_status, self._left, self.fail, self.checkpointing)
+        self.places = Places() if self.knobs.replaced_where_it_was and launch.replaced else None
+        self.reports = Reports(
+            self.membership, self.training_status, self._left, self.fail, self.checkpointing, self.places
+        )
         self.leader: LeaderConnection | None = None
         self._over = threading.Event()  # shard 0 has said so
         handlers: dict[str, Handler] = {"lane": self.connections.serve}
@@ -119,6 +123,8 @@ class ParameterService:
                 raise failure
             for worker in self.membership.overdue() if self.first else ():  # only it has each worker's report
                 self._lost(worker)
+            for worker in self.membership.not_replaced() if self.knobs.replaced_where_it_was else ():
+                self.fail(lost(worker))
             if (gone := self.followers.lost()) is not None:
                 self.fail(gone)
             self.checkpointing.look()
@@ -146,11 +152,14 @@ class ParameterService:
             pass
 
     def _lost(self, worker: int) -> None:
-        if not self.knobs.replaces_alone:
+        if not self.knobs.replaces_alone or (self.knobs.waits_for_all and not self.training_status.replaceable(worker)):
             self.fail(lost(worker))
+            return
+        self.training_status.state(worker, "lost")
+        if self.knobs.waits_for_all:
+            log.warning("%s; the others wait for another in its place", lost(worker))
         else:
             log.warning("%s; the others go on", lost(worker))
-            self.training_status.state(worker, "lost")
             self._left(worker, self.membership.incarnations[worker])
 
     def _end(self) -> None:

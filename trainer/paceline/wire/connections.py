@@ -47,7 +47,7 @@ CONNECTIONS = {
         ConnectionKind(
             "report",
             WORKER,
-            frozenset({FrameKind.REPORT, FrameKind.CLOCK, FrameKind.LEAVE, FrameKind.SNAPSHOT}),
+            frozenset({FrameKind.REPORT, FrameKind.CLOCK, FrameKind.LEAVE, FrameKind.SNAPSHOT, FrameKind.KEPT}),
             most=16,
         ),
         ConnectionKind("store", WORKER, frozenset({FrameKind.STORE}), most=32),

@@ -57,6 +57,7 @@ class FrameKind(IntEnum):
     # to go on from, please, a SNAPSHOT answers
     SNAPSHOT = 24
     SAVED = 25  # server k -> server 0, JSON: this shard's files of a checkpoint are written
+    KEPT = 26  # worker -> server 0, bytes: where it is after `step` updates, for one in its place. READY answers
 
 
 # With the texts at least one for each element, and more for what takes more memory.
@@ -79,7 +80,15 @@ LIMITS = {  # of control frames that are not large by their nature
     FrameKind.STORE: (CONTROL_LIMIT, 200_000),
 }
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, OverflowError)  # what reading a wrong payload raises
-BULK = {FrameKind.SNAPSHOT, FrameKind.INITIAL, FrameKind.PUSH, FrameKind.PARAMETERS, FrameKind.STATICS, FrameKind.STATE}
+BULK = {
+    FrameKind.SNAPSHOT,
+    FrameKind.KEPT,
+    FrameKind.INITIAL,
+    FrameKind.PUSH,
+    FrameKind.PARAMETERS,
+    FrameKind.STATICS,
+    FrameKind.STATE,
+}
 
 
 @dataclass(frozen=True)

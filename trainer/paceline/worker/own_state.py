@@ -5,6 +5,7 @@ import copy
 import logging
 import random
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from paceline.worker.data.epochs import DataPosition, Pass
 from paceline_core.errors import UsageError
 
 CHANGED_AFTER_A_STEP = (LRScheduler, GradScaler, torch.nn.Module, torch.optim.Optimizer)
+KEEP_SECONDS = 0.2  # between two places that are kept, at least
+KEEP_SHARE = 300  # and so many times as long as it takes to put one together: 0.3 % of the time
 LAST = 0  # in place of a checkpoint's number: what a worker ends with
 OTHER_ORDER = (
     "servers save when the optimizer has stepped that was distributed last, and here another steps after it, with the "
@@ -70,6 +73,9 @@ class OwnState:
         self._begins = False  # whether an iteration was about to begin when the state was taken
         self._held: Mapping[str, Any] | None = None  # to go on from, once the data is where it was
         self._at_next = False  # once the next iteration begins
+        self._keep: Callable[[int, bytes], None] | None = None
+        self._keep_at = 0.0
+        self._restored: Callable[[], None] = lambda: None
 
     def begin(self, trained: Sequence[Trained], send: Callable[[int, bytes], None], state: bytes) -> list[int]:
         """The training has begun, and perhaps goes on from a state; gives the steps made with each optimizer.
@@ -80,9 +86,18 @@ class OwnState:
         if not state:
             return []
         self._held = state_values.decode(state)
+        self._at_next = not any(self._held["numbers"])  # of a worker that had only asked for its first batch
         places = {number: DataPosition(**place) for number, place in self._held["data"].items()}
         self._data_sets.go_on(places, self._held["asker"], self._reached)
         return list(self._held["numbers"])
+
+    def keep(self, keep: Callable[[int, bytes], None]) -> None:
+        """From now on tell now and then where this worker is: the updates made, and what it would go on from."""
+        self._keep = keep
+
+    def when_restored(self, restored: Callable[[], None]) -> None:
+        """Call this once everything is where it was, before the batch that comes next is drawn."""
+        self._restored = restored
 
     def register(self, objects: Mapping[str, Any]) -> None:
         """Objects whose states belong to a checkpoint. Raises UsageError."""
@@ -100,7 +115,7 @@ class OwnState:
 
     def settle(self) -> None:
         """Take over at once what does not wait for data: all, of a script that does not use paceline.shard."""
-        if self._held is not None and not self._waits_for_data(self._held):
+        if self._held is not None and not self._at_next and not self._waits_for_data(self._held):
             self._take_over(self._held)
 
     def asks(self, data_set: int, it: Pass | None) -> None:
@@ -117,6 +132,7 @@ class OwnState:
         self._reads = data_set if it is not None else self._reads
         if it.steps if it is not None else not self._data_sets.training():
             self._send_what_was_asked_for()
+            self._keep_place()
         self._reads = data_set
 
     def step_begins(self, number: int) -> None:
@@ -150,6 +166,14 @@ class OwnState:
             asked, self._asked = self._asked, 0
             self._send(asked, self._now())
         self._undrawn = None
+
+    def _keep_place(self) -> None:
+        if self._keep is None or self._held is not None:
+            return
+        began, step = time.monotonic(), sum(it.number for it in self._trained)
+        if began >= self._keep_at and (step or not self._keep_at):
+            self._keep(step, self._now())
+            self._keep_at = began + max(KEEP_SECONDS, KEEP_SHARE * (time.monotonic() - began))
 
     def _now(self) -> bytes:
         drawing = self._undrawn or self._drawing()
@@ -189,6 +213,7 @@ class OwnState:
         if held is None:
             return
         self._take_over(held)
+        self._restored()
         for name in held["states"].keys() - self._objects.keys():
             log.warning("the checkpoint has a state of %s, which paceline.state() was not given", name)
 

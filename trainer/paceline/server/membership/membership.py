@@ -113,6 +113,12 @@ class Membership:
             self.changed.notify_all()
             return out
 
+    def not_replaced(self) -> list[int]:
+        """Lost workers in whose place nobody has come for as long as one waits for others to join."""
+        with self.changed:
+            limit = time.monotonic() - self.patience
+            return [w for w, since in self.lost.items() if since < limit]
+
     def fail(self, error: Exception) -> None:
         """The training has failed: end every wait."""
         with self.changed:

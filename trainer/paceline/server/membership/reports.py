@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from paceline.model_signature import Signature
-from paceline.server.membership.membership import Membership
+from paceline.server.membership.membership import Membership, lost
+from paceline.server.membership.places import Places
 from paceline.server.observability.checksum_comparison import ChecksumComparison
 from paceline.server.observability.reported_rows import checked, whole
 from paceline.server.observability.training_status import TrainingStatus
@@ -39,7 +40,9 @@ class Reports:
         left: Callable[[int, int], None],
         fail: Callable[[Exception], None],
         states: WorkerStates | None = None,
+        places: Places | None = None,
     ) -> None:
+        self._places = places  # kept, where others wait for one in a lost worker's place
         self._states = states
         self._fail = fail
         self._membership, self._training_status, self._left = membership, training_status, left
@@ -58,16 +61,24 @@ class Reports:
         self._membership.connected(worker, hello.incarnation)
         try:
             self._membership.agree(worker, signature, channel)
+            self._demand_place(worker, hello.incarnation)
             self._training_status.state(worker, "training", total_steps)
             channel.send_json(Header(FrameKind.READY, channel.training), {})
             self._listen(channel, worker)
         finally:
             self._membership.disconnected(worker)
 
+    def _demand_place(self, worker: int, incarnation: int) -> None:
+        """Who takes a lost worker's place needs it; without one all have to begin anew."""
+        if self._places is None or not self._places.begins(worker, incarnation):
+            return
+        if not self._places.of(worker, incarnation) or self._training_status.has_gathered:
+            self._fail(lost(worker))
+
     def _listen(self, channel: Channel, worker: int) -> None:
         while True:
             header = channel.header(idle=True)
-            if header.kind is FrameKind.SNAPSHOT:
+            if header.kind in (FrameKind.SNAPSHOT, FrameKind.KEPT):
                 self._take_state(channel, header)
                 continue
             value = channel.json(header)
@@ -82,14 +93,27 @@ class Reports:
     def _take_state(self, channel: Channel, header: Header) -> None:
         if header.nbytes > STATE_BYTES:
             raise ProtocolError("too_large", f"a state of {header.nbytes} bytes; at most {STATE_BYTES} are allowed")
-        data = channel.bytes(header)
-        if data and self._states is not None:
-            self._states.hear_worker(header.worker, header.step, bytes(data))
-        if data:
-            channel.send_json(Header(FrameKind.READY, channel.training), {})
+        data = bytes(channel.bytes(header))
+        if not data and header.kind is FrameKind.SNAPSHOT:
+            self._tell_state(channel, header)
             return
-        known = self._states.worker_state(header.worker) if self._states is not None else b""
-        channel.send(Header(FrameKind.SNAPSHOT, channel.training), (memoryview(known),))
+        if header.kind is FrameKind.KEPT:
+            self._keep_place(header, data)
+        elif self._states is not None:
+            self._states.hear_worker(header.worker, header.step, data)
+        channel.send_json(Header(FrameKind.READY, channel.training), {})
+
+    def _keep_place(self, header: Header, data: bytes) -> None:
+        if self._places is not None:
+            self._places.hear(header, data)
+            self._training_status.kept(header.worker, header.step)
+
+    def _tell_state(self, channel: Channel, header: Header) -> None:
+        """What a worker goes on from: the place that it takes, or else a checkpoint's."""
+        place = self._places.of(header.worker, header.incarnation) if self._places is not None else b""
+        saved = self._states.worker_state(header.worker) if self._states is not None and not place else b""
+        kind = FrameKind.KEPT if place else FrameKind.SNAPSHOT
+        channel.send(Header(kind, channel.training), (memoryview(place or saved),))
 
     def _take_report(self, header: Header, value: dict[str, Any]) -> None:
         """Count a report once, however often it is sent."""

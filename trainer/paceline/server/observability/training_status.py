@@ -54,6 +54,7 @@ class TrainingStatus:
         self._saves = spec.checkpoint is not None
         self.checkpoints = CheckpointRecord(instruments)
         self._lock = threading.Lock()
+        self.has_gathered = False  # whether workers have exchanged values
         self._log = StepLog(launch.output if launch.ordinal == 0 else None)
 
     def state(self, worker: int, state: str, total_steps: int | None = None) -> None:
@@ -68,6 +69,19 @@ class TrainingStatus:
         with self._lock:
             it = self.workers[worker]
             it.step = max(it.step, step)
+
+    def kept(self, worker: int, step: int) -> None:
+        """Where a worker was after so many updates is kept for one in its place."""
+        with self._lock:
+            self.workers[worker].kept_step = step
+
+    def replaceable(self, worker: int) -> bool:
+        """Whether another can go on where this worker was.
+
+        Not once workers have gathered values: what was said before would be asked of the others again.
+        """
+        with self._lock:
+            return self.workers[worker].kept_step is not None and not self.has_gathered
 
     def applied(self, version: int, delays: Mapping[int, int], arrivals: Mapping[int, float] | None) -> None:
         """An update was decided; `arrivals` (time.monotonic) of its pushes when it was a round of all."""
@@ -131,6 +145,7 @@ class TrainingStatus:
     def gathered(self) -> None:
         """Every worker has given a value to all the others."""
         with self._lock:
+            self.has_gathered = True
             self._same_loss.averaged()
 
     def end(self) -> None:
@@ -276,6 +291,7 @@ class TrainingStatus:
             "state": it.state,
             "step": it.step,
             "total_steps": it.total_steps,
+            "kept_step": None if self.has_gathered else it.kept_step,
             "loss": it.loss,
             "step_seconds": it.steps.wall(),
             "latency_seconds": it.steps.latency(),

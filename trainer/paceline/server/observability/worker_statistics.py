@@ -65,6 +65,7 @@ class WorkerStatistics:
     total_steps: int | None = None
     step: int = 0  # of the script: what was repeated is not counted
     repeated: int = 0
+    kept_step: int | None = None  # updates made where it was last, as kept for one in its place
     loss: float | None = None
     staleness: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_STEPS))
     contended: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_STEPS))  # while all took part

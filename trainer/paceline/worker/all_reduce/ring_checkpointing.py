@@ -44,7 +44,7 @@ class RingCheckpointing:
         root = checkpoint_folder.root(launch)
         self._writer = PartWriter(launch.ordinal, root, store.saved) if root is not None else None
         self._restored = self._verified()
-        state = reporter.fetch_state() if self._restored else b""
+        state = reporter.fetch_state()[0] if self._restored else b""
         self._send_state = reporter.send_state
         numbers = own_state.begin(pairs, self._taken, state)
         if self._restored is not None:

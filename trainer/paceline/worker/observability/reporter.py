@@ -25,6 +25,7 @@ PERIOD_SECONDS = {Level.DETAILED: 0.5, Level.STANDARD: 2.0, Level.AGGREGATED: 5.
 CLOCK_SECONDS, CLOCK_TRIES = 30.0, 5  # between two comparisons of clocks; exchanges in each
 LIMIT_SECONDS = 10.0
 MOST_ROWS = 5000  # in one frame
+PLACE_BYTES = 16 << 20  # of a place that is kept: where the script's own states take more, none is
 REST_SECONDS = 2.0  # for the last rows of a worker that fails
 log = logging.getLogger("paceline")
 
@@ -55,7 +56,9 @@ class Reporter:
         self._odd_gradients: list[tuple[int, str]] = []  # steps, and names of parameters
         self._weights: list[Callable[[], Mapping[str, Any]]] = []
         self._states: list[tuple[int, bytes]] = []  # for checkpoints, by their numbers
+        self._place: tuple[int, bytes] | None = None  # the newest, not told yet
         self._went_on = 0  # a step that is not told yet
+        self.repeats = False  # what was reported before, by another process in this worker's place
         self._wake = threading.Event()
         self._loss: Any = None  # reported before the step that it belongs to had ended
         self._given_up = self._fails = False
@@ -79,6 +82,8 @@ class Reporter:
         `loss` belongs to the step just ended, or else to the one that comes.
         """
         values = self._checked.checked(values)
+        if self.repeats:
+            return
         with self._lock:
             if "loss" in values:
                 self._knows_loss = True
@@ -115,8 +120,19 @@ class Reporter:
             self._states.append((checkpoint, state))
         self._wake.set()
 
-    def fetch_state(self) -> bytes:
-        """The state that this worker goes on from; b"" when there is none. Raises PeerLost."""
+    def keep_place(self, step: int, state: bytes) -> None:
+        """Tell, soon, where this worker is after so many updates: another process could go on there."""
+        if len(state) > PLACE_BYTES:
+            return
+        with self._lock:
+            self._place = step, state
+        self._wake.set()
+
+    def fetch_state(self) -> tuple[bytes, bool]:
+        """The state that this worker goes on from; b"" when there is none. Raises PeerLost.
+
+        And whether it is the place of another process, which the others wait for, and not a checkpoint's.
+        """
         return persist(self._try_to_fetch)
 
     def tell_rest(self) -> None:
@@ -208,6 +224,7 @@ class Reporter:
             odd, self._odd_gradients = self._odd_gradients, []
             states, self._states = self._states, []
             went_on, self._went_on = self._went_on, 0
+            place, self._place = self._place, None
         told = self._step_metrics.steps(rows)
         reported = self._step_metrics.reported(values)
         if went_on and not self._given_up:
@@ -218,21 +235,26 @@ class Reporter:
                 told = told[MOST_ROWS:]
             said = {"rows": told, "reported": reported, "not_finite": not_finite, "gradients": odd}
             self._tell(FrameKind.REPORT, said | {"weights": [read() for read in weights]})
-
         for checkpoint, state in states:
-            persist(lambda c=checkpoint, s=state: self._try_to_send(c, s))  # type: ignore[misc]
+            self._send(FrameKind.SNAPSHOT, checkpoint, state)
+        if place is not None:
+            self._send(FrameKind.KEPT, *place)
 
-    def _try_to_send(self, checkpoint: int, state: bytes) -> None:
+    def _send(self, kind: FrameKind, step: int, state: bytes) -> None:
+        persist(lambda: self._try_to_send(kind, step, state))
+
+    def _try_to_send(self, kind: FrameKind, step: int, state: bytes) -> None:
         def send(channel: Channel) -> None:
-            channel.send(replace(self._header(FrameKind.SNAPSHOT), step=checkpoint), (memoryview(state),))
+            channel.send(replace(self._header(kind), step=step), (memoryview(state),))
             channel.control(FrameKind.READY)
 
         self._over_channel(send)
 
-    def _try_to_fetch(self) -> bytes:
-        def fetch(channel: Channel) -> bytes:
+    def _try_to_fetch(self) -> tuple[bytes, bool]:
+        def fetch(channel: Channel) -> tuple[bytes, bool]:
             channel.send(self._header(FrameKind.SNAPSHOT))
-            return bytes(channel.bytes(channel.expect(FrameKind.SNAPSHOT)))
+            header = channel.expect(FrameKind.SNAPSHOT, FrameKind.KEPT)
+            return bytes(channel.bytes(header)), header.kind is FrameKind.KEPT
 
         return self._over_channel(fetch)
 

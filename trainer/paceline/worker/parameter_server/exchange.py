@@ -64,6 +64,8 @@ class Exchange:
         self.untrained.leave_out(others)
         self._version, self._lowest = 0, 0
         self.number = 0  # of the optimizer's last step
+        self.repeats = 0  # steps to come that another process in this worker's place has made
+        self._first = True  # no step of this process has been sent
         self.save_asked = 0  # by the last answer: the checkpoint for which this worker is to send its state
         self._ignored = False
         self.gradients = GradientBuckets(
@@ -83,6 +85,8 @@ class Exchange:
 
     def step(self) -> LastStep:
         """Push this step's gradients, and return when the model holds the parameters for the next forward pass."""
+        if self.repeats:
+            return self._repeat()
         changed, untrained, scaled = self._changes.found(), self.untrained.changed(), scaling(self.pair.optimizer)
         unscaled = "found_inf" in scaled and "unscale" not in scaled  # by the script, with GradScaler.unscale_
         absent, not_finite = self.gradients.finish(unscaled)
@@ -90,7 +94,7 @@ class Exchange:
         if not_finite is not None and not scaled.get("found_inf"):
             payload["not_finite"] = not_finite
         mine = self._lowest == self.launch.ordinal
-        if self.launch.incarnation > 0 and self.number == 0:
+        if self._begins_anew and self._first:
             mine = False
             if changed.all or self._state_loaded:
                 payload["absent"] = self._begun_anew(payload["absent"], changed)
@@ -103,9 +107,20 @@ class Exchange:
             tell_scaler(self.pair.optimizer)
         self._say_if_ignored(found[0], changed)
         self._install(found)
-        self.number += 1
+        self.number, self._first = self.number + 1, False
         self.save_asked = max(answer.save for answer in found)
         return LastStep(found[0].version, found[0].delay, found[0].accepted, found[0].reason)
+
+    def takes_place(self, number: int) -> None:
+        """This worker goes on where another was after step `number`; the steps since have been made without it."""
+        self.number, self.repeats = number, self._version - number
+        self.gradients.repeats = self.repeats > 0
+
+    def take_anew(self) -> None:
+        """Take parameters and buffers as they are on the servers, whatever the script has made of them here."""
+        self._drop_state()
+        self._install(self._commit(self._header(FrameKind.JOIN, step=0), {}, {}), joining=True)
+        self._changes.remember()
 
     def fetch_optimizer_state(self) -> dict[torch.Tensor, dict[str, Any]] | None:
         """The servers' state of each parameter; None while the optimizer itself holds one that was loaded.
@@ -159,6 +174,20 @@ class Exchange:
         self._targets.load()
         untrained = self.untrained.everything() if self.launch.ordinal == 0 else {}
         self._install(self._commit(self._header(FrameKind.JOIN, step=0), {}, untrained), joining=True)
+
+    @property
+    def _begins_anew(self) -> bool:
+        """Whether this process is in another's place, and its script begins at its beginning."""
+        return self.launch.incarnation > 0 and not self.launch.spec.knobs.waits_for_all
+
+    def _repeat(self) -> LastStep:
+        """Leave out a step that was made before: what it changed in the script's own objects was to be made again."""
+        self.number += 1
+        self.repeats -= 1
+        if not self.repeats:
+            self.gradients.repeats = False
+            self.take_anew()
+        return LastStep(self._version - self.repeats, 0, True, "")
 
     def _payload(self, absent: list[int]) -> dict[str, Any]:
         optimizer, settings = self.pair.optimizer, self.pair.signature.settings

@@ -84,6 +84,7 @@ class GradientBuckets:
         largest = max((b.nbytes for b in self._buckets.values()), default=0)
         self._zeros = memoryview(bytes(largest))
         self.overlap, self.paused = overlap, False
+        self.repeats = False  # a step that was made before: nothing of it is sent
         self._steps, self._said = 0, False
         self._reset()
         for index, parameter in enumerate(parameters):
@@ -121,7 +122,7 @@ class GradientBuckets:
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
         def ready(gradient_of: torch.Tensor) -> None:
             self._on_ready(gradient_of)
-            if self.paused or not (self.overlap or self._steps < WATCHED_STEPS):
+            if self.paused or self.repeats or not (self.overlap or self._steps < WATCHED_STEPS):
                 return
             self._flat.pop(index, None)
             for place in self._places[index]:

@@ -1,5 +1,6 @@
 """A worker's session with the parameter servers: an exchange for each of its optimizers, and one report for all."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from paceline_core.errors import UsageError
 from paceline_core.launch import Launch
 from paceline_core.modes import WITHOUT_SERVERS
 
+log = logging.getLogger("paceline")
+
 
 class Session:
     """One worker's part of a training with parameter servers; `number` counts the steps of all its optimizers."""
@@ -28,6 +31,7 @@ class Session:
     def __init__(self, launch: Launch, measuring: Measuring, own_state: OwnState | None = None) -> None:
         self.launch, self.measuring, self.own_state = launch, measuring, own_state
         self._numbers: list[int] = []  # steps that each optimizer had made in the run that this one goes on from
+        self._takes_place = False  # of another process, for which the others wait
         self.number = 0
         self.last: LastStep | None = None
         self.exchanges: list[Exchange] = []
@@ -52,7 +56,7 @@ class Session:
         for other in self.exchanges:
             other.untrained.leave_out(set(exchange.parameters))
         self.exchanges.append(exchange)
-        exchange.number = sum(self._numbers[exchange.pair.number : exchange.pair.number + 1])
+        self._goes_on(exchange)
         if self.own_state is not None:
             self.own_state.settle()
         distribute_optimizer(optimizer, MeasuredExchange(self, exchange, observer))
@@ -91,12 +95,32 @@ class Session:
         """Begin with what this worker put into the checkpoint that the training goes on from, if there is one."""
         if self.own_state is None:
             return []
-        held = self.reporter.fetch_state() if self.launch.resume else b""
+        asks = self.launch.resume is not None or self.launch.incarnation > 0
+        held, self._takes_place = self.reporter.fetch_state() if asks else (b"", False)
+        if self.launch.replaced and self.launch.spec.knobs.replaced_where_it_was:
+            self.own_state.keep(self.reporter.keep_place)
+        self.own_state.when_restored(self._take_anew)
         numbers = self.own_state.begin(self.exchanges, self.reporter.send_state, held)
         self.number = sum(numbers)
         if self.number:
             self.reporter.went_on(self.number)
         return numbers
+
+    def _goes_on(self, exchange: Exchange) -> None:
+        number = sum(self._numbers[exchange.pair.number : exchange.pair.number + 1])
+        exchange.number = number
+        if self._takes_place:
+            exchange.takes_place(number)
+            self.reporter.repeats = self.reporter.repeats or exchange.repeats > 0
+            log.warning(
+                "worker-%d goes on where it was lost: after step %d, with %d to repeat",
+                self.launch.ordinal, number, exchange.repeats,
+            )  # fmt: skip
+
+    def _take_anew(self) -> None:
+        """The script is where it was. What it loaded on its way there is not for all."""
+        for exchange in self.exchanges if self._takes_place else ():
+            exchange.take_anew()
 
     def _observe(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, again: bool) -> Observer:
         clock, injected_delay = self.measuring.clock, self.measuring.injected_delay
@@ -136,7 +160,11 @@ class MeasuredExchange:
 
     def step(self) -> None:
         """Push this step's gradients, and return when the model holds the parameters for the next forward pass."""
+        if self._exchange.repeats:
+            self._repeat()
+            return
         session, ready = self._session, self._observer.last_ready or time.perf_counter()
+        session.reporter.repeats = False
         if session.own_state is not None:
             session.own_state.step_begins(self._exchange.pair.number)
         self._observer.backward_ended()
@@ -147,6 +175,19 @@ class MeasuredExchange:
         if session.own_state is not None:
             session.own_state.step_ended(self._exchange.pair.number, self._exchange.save_asked)
         self._steps.finish(session.number, session.last, time.perf_counter() - ready, self._traffic())
+
+    def _repeat(self) -> None:
+        """A step that was made, and told, before."""
+        session, number = self._session, self._exchange.pair.number
+        if session.own_state is not None:
+            session.own_state.step_begins(number)
+        session.last = self._exchange.step()
+        session.number += 1
+        if session.own_state is not None:
+            session.own_state.step_ended(number, 0)
+        session.measuring.clock.end_step()
+        self._observer.device.end_step()
+        self._observer.step_ended()
 
     def fetch_optimizer_state(self) -> dict[torch.Tensor, dict[str, Any]] | None:
         """The servers' state of each parameter; None while the optimizer itself holds one that was loaded."""
