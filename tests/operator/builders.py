@@ -47,6 +47,7 @@ class Scene:
         self.state = PersistedState(start=NOW, attempt_start=NOW, **state)
         self.now = NOW + 60
         self.pods: dict[str, Pod] = {}
+        self.replaceable = frozenset[int]()
 
     def running(self) -> "Scene":
         for role, ordinal in pods_of(self.spec):
@@ -75,4 +76,7 @@ class Scene:
 
     @property
     def observed(self) -> Observed:
-        return Observed(self.spec, "team", 1, self.state, list(self.pods.values()), self.now, DecisionSettings())
+        pods = list(self.pods.values())
+        return Observed(
+            self.spec, "team", 1, self.state, pods, self.now, DecisionSettings(), replaceable=self.replaceable
+        )

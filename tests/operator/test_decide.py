@@ -321,3 +321,49 @@ def test_restarts_of_the_operator_change_nothing(data: st.DataObject) -> None:
         assert (scene.state.result == "Failed") == (scene.state.restarts > limit)
     assert len({f.uid for f in scene.state.failures}) == len(scene.state.failures)
     assert all(f.scope == TRAINING or MODES[strategy].knobs.replaces_alone for f in scene.state.failures)
+
+
+def waiting(replaceable: set[int]) -> Scene:
+    """A training whose workers wait for one in a lost one's place."""
+    scene = Scene(a_spec(workers=3, strategy="Synchronous")).running()
+    scene.replaceable = frozenset(replaceable)
+    return scene
+
+
+def test_a_worker_whose_place_is_kept_is_replaced_alone() -> None:
+    scene = waiting({0, 1, 2}).fail("worker-1", code=137)
+    assert names(settle(scene)) == ["worker-1"]
+    del scene.pods["worker-1"]
+    scene.now += 2
+    assert decide(scene.observed).create == ((Role.WORKER, 1),)
+    assert (scene.state.attempt, scene.state.restarts) == (0, 1)
+
+
+def test_a_worker_whose_place_is_not_kept_takes_everything_with_it() -> None:
+    scene = waiting({0, 2}).fail("worker-1", code=137)
+    assert names(settle(scene)) == ["ps-0", "worker-0", "worker-1", "worker-2"]
+    assert scene.state.restarts == 1
+
+
+def test_who_waited_in_vain_is_not_replaced_one_after_the_other() -> None:
+    scene = waiting({0, 1, 2}).fail("worker-0", details=VICTIM)
+    scene.now += 10
+    assert names(settle(scene)) == ["ps-0", "worker-0", "worker-1", "worker-2"]
+
+
+@pytest.mark.parametrize(("replaceable", "created"), [({0, 1, 2}, 1), ({0, 2}, 0)])
+def test_a_pod_that_has_gone_unseen_is_made_anew_where_its_place_is_kept(replaceable: set[int], created: int) -> None:
+    scene = waiting(replaceable)
+    del scene.pods["worker-1"]
+    decision = settle(scene)
+    assert len(decision.create) == created
+    assert (scene.state.broken is None) == bool(created)
+
+
+def test_all_processes_of_a_pod_need_a_place() -> None:
+    raw = a_spec(workers=2, strategy="Synchronous")
+    raw["workers"]["processesPerReplica"] = 2
+    for replaceable, alone in (({0, 1, 2}, False), ({0, 1, 2, 3}, True)):
+        scene = Scene(raw).running().fail("worker-1", code=137)
+        scene.replaceable = frozenset(replaceable)
+        assert (names(settle(scene)) == ["worker-1"]) == alone

@@ -30,11 +30,20 @@ class Observed:
     now: float
     settings: DecisionSettings = DecisionSettings()
     joined: bool = False  # the training says that all workers have joined
+    replaceable: frozenset[int] = frozenset()  # worker processes in whose place another can go on, as the training says
 
     @property
     def current(self) -> list[Pod]:
         """The pods of this attempt."""
         return [p for p in self.pods if p.attempt == self.state.attempt]
+
+    def replaces_alone(self, role: Role, ordinal: int) -> bool:
+        """Whether this pod is replaced when it is lost while the others go on, or wait for it where it was."""
+        knobs, processes = self.spec.knobs, self.spec.workers.processes
+        if role is not Role.WORKER or not knobs.replaces_alone:
+            return False
+        inside = range(ordinal * processes, (ordinal + 1) * processes)
+        return not knobs.replaced_where_it_was or self.replaceable.issuperset(inside)
 
     @property
     def ended_workers(self) -> frozenset[int]:

@@ -36,8 +36,9 @@ def apply(it: Observed, found: Sequence[tuple[Pod, FailureCause]]) -> Decision:
     if cause.victim:
         if it.now < (pod.finished or it.now) + SETTLE_SECONDS:
             return Decision(it.state, requeue_after=1.0)
-        cause = _cause_of_victims(it, cause)
-    scope = pod.replica if it.spec.knobs.replaces_alone and pod.is_worker else TRAINING
+        cause = replace(_cause_of_victims(it, cause), victim=True)
+    others_wait = it.spec.knobs.replaced_where_it_was and cause.victim  # for another than this one
+    scope = pod.replica if it.replaces_alone(pod.role, pod.ordinal) and not others_wait else TRAINING
     attempt = it.state.attempt
     failure = Failure(scope, pod.replica, pod.uid, attempt, cause.reason, cause.message, it.now, cause.counted)
     return _record(it, failure, cause.permanent)
@@ -58,8 +59,7 @@ def _missing_when_formed(it: Observed) -> Failure | None:
         return None
     there = {(p.role, p.ordinal) for p in it.current} | {(Role.WORKER, i) for i in it.state.ended}
     for role, ordinal in pods_of(it.spec):
-        replaced_alone = it.spec.knobs.replaces_alone and role is Role.WORKER
-        if (role, ordinal) not in there and not replaced_alone:
+        if (role, ordinal) not in there and not it.replaces_alone(role, ordinal):
             name, attempt = labels.replica_name(role, ordinal), it.state.attempt
             return Failure(TRAINING, name, "", attempt, "PodDeleted", f"{name}: its pod is gone", it.now, False)
     return None

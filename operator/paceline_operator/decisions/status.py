@@ -117,7 +117,9 @@ def _current_phase(
     if started < wanted:
         replaced = next((f for f in reversed(state.failures) if f.attempt == state.attempt), None)
         if replaced is not None and it.spec.knobs.replaces_alone:
-            return CurrentPhase("Running", replaced.reason, f"{replaced.message}. It is replaced; the others go on")
+            others = "wait for it" if it.spec.knobs.waits_for_all else "go on"
+            text_ = f"{replaced.message}. It is replaced; the others {others}"
+            return CurrentPhase("Running", replaced.reason, text_)
         return CurrentPhase("Pending", "PodsStarting", f"{started} of {wanted} pods have started")
     said = before.get("reason") == "Training" and state.attempt == before.get("attempt", 0)
     if not (progress.training if progress else said):  # an operator that was just started has not asked yet

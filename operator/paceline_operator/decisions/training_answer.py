@@ -69,6 +69,7 @@ class TrainingProgress:
     training: bool = False  # all workers have joined
     checkpoint: CheckpointTold | None = None
     time_spent: TimeSpent | None = field(default=None, compare=False)  # changes all the time, and alone is no news
+    replaceable: frozenset[int] = frozenset()  # workers in whose place another can go on where they were
 
     @classmethod
     def from_status(cls, status: Mapping[str, Any], at: float) -> "TrainingProgress":
@@ -85,6 +86,7 @@ class TrainingProgress:
             training=not status["missing"],
             checkpoint=_checkpoint(status.get("checkpoint")),
             time_spent=TimeSpent(_spent(status.get("goodput")), step, at),
+            replaceable=frozenset(_count(w["worker"]) for w in workers if w.get("kept_step") is not None),
         )
 
     @classmethod
