@@ -48,3 +48,99 @@ def test_whichever_worker_is_killed_it_alone_is_replaced_and_the_weights_are_the
             assert seen(folder, other) == seen(undisturbed.folder.parent, other)
         assert dict.fromkeys(seen(folder, worker)) == dict.fromkeys(seen(undisturbed.folder.parent, worker))
         assert re.search(rf"worker-{worker} goes on where it was lost: after step \d+", outcome.output)
+
+
+BASE = """
+import os, time, torch, paceline
+from torch import nn
+torch.manual_seed(3)
+data = torch.utils.data.TensorDataset(torch.randn(96, 6), torch.randn(96, 1))
+def net(): return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 1))
+def dies(place):
+    key = os.environ["SEEN"] + "-died"
+    if paceline.rank() == 1 and os.environ.get("DIES") == f"{place} {step}" and not os.path.exists(key):
+        time.sleep(1)
+        open(key, "w").close()
+        os.kill(os.getpid(), 9)
+step = 0
+"""
+LOOP = """
+loader = paceline.shard(torch.utils.data.DataLoader(data, batch_size=8, shuffle=True))
+for epoch in range(3):
+    for x, y in loader:
+        step += 1
+        dies("drawn")
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        dies("backward")
+        optimizer.step()
+        dies("stepped")
+        paceline.report(loss=loss.item())
+"""
+ADAM = "model = net(); optimizer = torch.optim.Adam(model.parameters(), lr=0.01)\n"
+DISTRIBUTE = "model, optimizer = paceline.distribute(model, optimizer)\n"
+SCRIPTS = {  # script, whether the worker is replaced alone
+    "plain": (BASE + ADAM + DISTRIBUTE + LOOP, True),
+    "weights that are loaded after distribute": (
+        BASE + ADAM + DISTRIBUTE + "model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()})\n" + LOOP,
+        True,
+    ),
+    "its own scheduler and average": (
+        BASE + ADAM + "scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)\n" + DISTRIBUTE
+        + "average = torch.optim.swa_utils.AveragedModel(model); paceline.state(scheduler=scheduler, average=average)\n"
+        + LOOP.replace('        dies("stepped")', '        dies("stepped"); scheduler.step(); average.update_parameters(model)'),
+        True,
+    ),
+    "two batches for a step": (
+        BASE + ADAM + DISTRIBUTE
+        + LOOP.replace("optimizer.zero_grad()", "optimizer.zero_grad() if step % 2 else None")
+        .replace("loss.backward()", "\n        with paceline.no_sync() if step % 2 else __import__('contextlib').nullcontext(): loss.backward()")
+        .replace("optimizer.step()", "optimizer.step() if step % 2 == 0 else None"),
+        True,
+    ),
+    "an optimizer that calls a closure": (
+        BASE + ADAM + DISTRIBUTE
+        + LOOP.replace("        loss.backward()\n", "").replace("optimizer.zero_grad()", "pass")
+        .replace("loss = nn", "closure = lambda: (optimizer.zero_grad(), nn").replace("model(x), y)", "model(x), y).backward())")
+        .replace("optimizer.step()", "optimizer.step(closure)").replace("paceline.report(loss=loss.item())", "pass"),
+        True,
+    ),
+    "two models by turns": (
+        BASE + "model, other = net(), net()\n"
+        "optimizer = torch.optim.Adam(model.parameters(), lr=0.01); second = torch.optim.SGD(other.parameters(), lr=0.05, momentum=0.9)\n"
+        + DISTRIBUTE + "other, second = paceline.distribute(other, second)\n"
+        + LOOP + "        second.zero_grad(); (other(x) - model(x).detach()).square().mean().backward(); second.step()\n",
+        True,
+    ),
+    "a gradient that is not finite": (
+        BASE + ADAM + DISTRIBUTE
+        + LOOP.replace("loss.backward()", "(loss * (float('nan') if step == 4 and paceline.rank() == 0 else 1)).backward()"),
+        True,
+    ),
+    "a mean over all workers": (
+        BASE + ADAM + DISTRIBUTE + LOOP + "        paceline.mean(loss.item())\n", False),
+    "batches of its own": (
+        BASE + ADAM + DISTRIBUTE + LOOP.replace("paceline.shard(", "(").replace("range(3)", "range(1)"), False),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("place", ["drawn 7", "backward 6", "stepped 8", "drawn 1"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_whose_worker_is_killed(tmp_path: Path, script: str, place: str) -> None:
+    text, alone = SCRIPTS[script]
+    asked = manifest(["python", "train.py"], workers=2, servers=2, checkpoint={"everySteps": 3})
+    outcomes = []
+    for name, dies in (("undisturbed", ""), ("killed", place)):
+        (tmp_path / name).mkdir()
+        outcomes.append(ended(started(tmp_path / name, asked, text, DIES=dies), tmp_path / name))
+        assert outcomes[-1].code == 0, outcomes[-1].output
+    undisturbed, outcome = outcomes
+    assert outcome.result["weights_sha256"] == undisturbed.result["weights_sha256"]
+    (restart,) = outcome.result["restarts"]
+    assert (restart["replica"], restart["alone"]) == (
+        "worker-1",
+        alone or (script == "a mean over all workers" and place.endswith(" 1")),
+    )
