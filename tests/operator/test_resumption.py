@@ -185,6 +185,7 @@ def servers(mount: dict[str, Any] | None = None, volume: dict[str, Any] = CLAIM)
         (servers(MOUNT), "/checkpoints", None),
         (servers(MOUNT), "/checkpoints/", None),
         (servers(MOUNT | {"mountPath": "/checkpoints/"}), "/checkpoints/a", None),
+        ({}, "s3://bucket/some/where", None),
         (servers(MOUNT), "/checkpoints2", "/checkpoints2 is on no volume"),
         (servers(MOUNT), "/checkpoints/../tmp", "is on no volume"),
         (servers(MOUNT | {"readOnly": True}), "/checkpoints/a", f"{WHERE} on the volume work, which is mounted readOnly by the servers"),
