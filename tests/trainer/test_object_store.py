@@ -201,6 +201,12 @@ def test_what_a_store_refuses_is_said_with_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("url", ["ftp://bucket/x", "s3://", "s3:///x", "s3://KEY:SECRET@bucket/x", "memory:///x"])
+def test_what_is_no_place_of_checkpoints_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["checkpoint", "list", url]) == cli.BAD_INPUT
+    assert "is no place of checkpoints: write s3://BUCKET/PREFIX" in capsys.readouterr().err
+
+
 def test_a_store_that_does_not_answer_is_tried_again_and_what_it_has_is_not_guessed(
     s3_server: S3Server,
     place: ObjectFolder,

@@ -20,7 +20,7 @@ from paceline.checkpoints.checkpoint_manifest import FILE, Manifest, StoredFile
 from paceline.checkpoints.object_store import PATIENCE_SECONDS, ObjectStore
 from paceline_core.errors import CheckpointDamaged, StoreRefused, StoreUnreachable
 
-URL = re.compile(r"(\w+://[^/]+)/?(.*)")
+URL = re.compile(r"((?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*)(?:/([^?#@]*))?")
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,10 @@ def _parts(url: str) -> tuple[str, str]:
     """The bucket and the prefix."""
     found = URL.fullmatch(url)
     if found is None:
-        raise StoreRefused(f"{url}: names no bucket: write s3://BUCKET/PREFIX")
-    return found[1], found[2]
+        raise StoreRefused(
+            f"{url}: is no place of checkpoints: write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+        )
+    return found[1], found[2] or ""
 
 
 def _step(name: str) -> int:

@@ -23,7 +23,7 @@ from paceline.checkpoints import store_errors
 from paceline_core.errors import StoreRefused, StoreUnreachable
 
 PATIENCE_SECONDS = 120.0  # for a store that does not answer, or answers that it cannot now
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 3.0
 REQUEST_SECONDS = 60.0  # for one request, which carries at most a piece
 LIBRARY_SECONDS = 10.0  # that the library tries one request again by itself, before that is said
 TICK_SECONDS = 0.2

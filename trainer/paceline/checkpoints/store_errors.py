@@ -29,6 +29,8 @@ def refused(error: Exception, scheme: str) -> str | None:
             f"is not allowed ({_said(status, code)}): let the environment's credentials ({ENVIRONMENT[scheme]}, or the "
             "service account) list, read, write and delete objects there"
         )
+    if "InvalidCertificate" in text:
+        return "its certificate is not trusted: name a file with its CA's certificate in SSL_CERT_FILE"
     missing = isinstance(error, FileNotFoundError) and code in NO_OBJECT
     if status is not None and 300 <= status < 500 and status not in RETRIED and not missing:
         return (
