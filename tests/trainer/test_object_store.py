@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from paceline import cli
+from paceline import cli, failure
 from paceline.checkpoints import finding, object_store
 from paceline.checkpoints.checkpoint_manifest import Manifest, StoredFile
 from paceline.checkpoints.object_folder import ObjectFolder
+from paceline.server.checkpoints.beginning import Beginning
 from paceline_core.errors import CheckpointDamaged, StoreRefused, StoreUnreachable
+from paceline_core.launch import NEWEST, Role
 
 from .conftest import eventually, manifest, write
+from .inprocess import launch
 from .s3 import Hook, Proxy, S3Server
 from .test_checkpoint_files import newest, saved
 from .test_saving import CHECKPOINT, equal, train, weights
@@ -233,6 +236,18 @@ def test_a_store_that_does_not_answer_is_tried_again_and_what_it_has_is_not_gues
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(StoreUnreachable, match=r"the store cannot be reached \(Connection refused\)"):
         ObjectFolder(f"s3://{s3_server.bucket()}/digits", patience=0.0).complete()
+
+
+def test_nothing_begins_beside_checkpoints_that_cannot_be_seen(
+    place: ObjectFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(finding, "place_of", lambda url: ObjectFolder(url, patience=0.0))
+    for resume in (None, NEWEST, f"{place}/test/step-000000004"):
+        asked = launch(Role.SERVER, checkpoint={"everySteps": 1, "to": place.url}, resume=resume)
+        with pytest.raises(StoreUnreachable, match="Connection refused") as caught:
+            Beginning.of(asked)
+        assert failure.describe(caught.value)["victim"], "it is started again"
 
 
 def test_one_that_never_answers_is_left_with_ctrl_c(place: ObjectFolder) -> None:
