@@ -9,8 +9,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 PROGRAM = Path(os.environ.get("PACELINE_CLUSTER", Path.home() / ".cache/paceline-cluster"), "bin", "versitygw")
 NONE_HERE = f"there is no S3 server at {PROGRAM}: `make tools` compiles it (needs Go)"
@@ -42,21 +49,38 @@ class S3Server:
         }
 
 
+def certificate(folder: Path) -> Path:
+    """A certificate of 127.0.0.1 that only itself vouches for, with its key beside it in key.pem."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "s3")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    plain, pem = serialization.NoEncryption(), serialization.Encoding.PEM
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (folder / "cert.pem").write_bytes(made.public_bytes(pem))
+    return folder / "cert.pem"
+
+
 @contextmanager
-def running(root: Path) -> Iterator[S3Server]:
-    """A server with what it keeps in `root`."""
+def running(root: Path, cert: Path | None = None) -> Iterator[S3Server]:
+    """A server with what it keeps in `root`; with a certificate it speaks TLS."""
     data, about = root / "objects", root / "about"
     data.mkdir()
     about.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    asked = [str(PROGRAM), "--port", f"127.0.0.1:{port}", "--quiet", "posix", "--sidecar", str(about), str(data)]
+    tls = ["--cert", str(cert), "--key", str(cert.with_name("key.pem"))] if cert else []
+    own = ["posix", "--sidecar", str(about), str(data)]
+    asked = [str(PROGRAM), "--port", f"127.0.0.1:{port}", "--quiet", *tls, *own]
     told = os.environ | {"ROOT_ACCESS_KEY": ACCESS, "ROOT_SECRET_KEY": SECRET}
     with (root / "log").open("wb") as log, subprocess.Popen(asked, env=told, stdout=log, stderr=log) as process:
         try:
             while not answers(port):
                 assert process.poll() is None, (root / "log").read_text()
-            yield S3Server(data, f"http://127.0.0.1:{port}")
+            yield S3Server(data, f"http{'s' if cert else ''}://127.0.0.1:{port}")
         finally:
             process.terminate()
 

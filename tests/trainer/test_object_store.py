@@ -23,6 +23,7 @@ from paceline.server.checkpoints.beginning import Beginning
 from paceline_core.errors import CheckpointDamaged, StoreRefused, StoreUnreachable
 from paceline_core.launch import NEWEST, Role
 
+from . import s3
 from .conftest import eventually, manifest, write
 from .inprocess import launch
 from .s3 import Hook, Proxy, S3Server
@@ -202,6 +203,18 @@ def test_what_a_store_refuses_is_said_with_what_to_do(
     assert "spec.checkpoint.to: s3://" in told
     assert words.replace("\\", "") in told
     assert not (tmp_path / "run").exists()
+
+
+def test_a_server_whose_certificate_is_trusted_by_name_is_used(
+    s3_server: S3Server, place: ObjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert = s3.certificate(tmp_path)
+    with s3.running(tmp_path, cert) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        with pytest.raises(StoreRefused, match="its certificate is not trusted: name a file"):
+            ObjectFolder(f"s3://{server.bucket()}/digits").complete()
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        saved(ObjectFolder(f"s3://{server.bucket()}/digits", patience=0.0), 5)
 
 
 @pytest.mark.parametrize("url", ["ftp://bucket/x", "s3://", "s3:///x", "s3://KEY:SECRET@bucket/x", "memory:///x"])
