@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from datetime import timedelta
@@ -28,7 +29,7 @@ REQUEST_SECONDS = 60.0  # for one request, which carries at most a piece
 LIBRARY_SECONDS = 10.0  # that the library tries one request again by itself, before that is said
 TICK_SECONDS = 0.2
 PIECE = 8 << 20  # bytes in a request
-PIECES_AT_ONCE = 4  # in memory while a file is sent
+PIECES_AT_ONCE = 4  # in memory while a file is sent or read
 MOST_PIECES = 9_000  # of one file: S3 takes 10,000
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+(/[^\s?#]*)?")
@@ -77,10 +78,20 @@ class ObjectStore:
             return None
 
     def pieces(self, key: str, size: int) -> Iterator[bytes]:
-        """The bytes of an object, piece by piece. Raises FileNotFoundError when it is gone."""
+        """The bytes of an object, piece by piece, of which the next ones are on their way.
+
+        Raises FileNotFoundError when it is gone.
+        """
+        ahead: deque[Future[bytes]] = deque()
         for start in range(0, size, PIECE):
-            piece = partial(obstore.get_range, self._store, key, start=start, end=min(start + PIECE, size))
-            yield bytes(self._do(key, piece))
+            ahead.append(_begun(partial(self._piece, key, start, min(start + PIECE, size))))
+            if len(ahead) == PIECES_AT_ONCE:
+                yield _answer(ahead.popleft())
+        while ahead:
+            yield _answer(ahead.popleft())
+
+    def _piece(self, key: str, start: int, end: int) -> bytes:
+        return bytes(self._do(key, lambda: obstore.get_range(self._store, key, start=start, end=end)))
 
     def sizes(self, prefix: str) -> Mapping[str, int]:
         """The bytes of every object under a prefix, by its key."""
@@ -114,8 +125,11 @@ class ObjectStore:
 
 def _interruptible(ask: Callable[[], T]) -> T:
     """The library waits without looking for Ctrl-C, which comes to the main thread: another waits in its place."""
-    if threading.current_thread() is not threading.main_thread():
-        return ask()
+    return _answer(_begun(ask)) if threading.current_thread() is threading.main_thread() else ask()
+
+
+def _begun(ask: Callable[[], T]) -> "Future[T]":
+    """Ask in a thread that does not keep the process from ending."""
     future: Future[T] = Future()
 
     def answer() -> None:
@@ -125,6 +139,10 @@ def _interruptible(ask: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=answer, name="object-store", daemon=True).start()
+    return future
+
+
+def _answer(future: "Future[T]") -> T:
     while not wait([future], TICK_SECONDS).done:
         pass  # a signal that comes just before a wait does not end it
     return future.result()
