@@ -1,13 +1,11 @@
-"""Checkpoints in a real S3 server: its refusals and failures in words, saves that are killed, trainings that go on."""
+"""Checkpoints in a real S3 server: refusals and failures in words, and saves that are killed."""
 
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,9 +26,7 @@ from .conftest import eventually, manifest, write
 from .inprocess import launch
 from .s3 import Hook, Proxy, S3Server
 from .test_checkpoint_files import newest, saved
-from .test_saving import CHECKPOINT, equal, train, weights
 
-OUTAGE_SECONDS = float(os.environ.get("PACELINE_OUTAGE_SECONDS", "15"))
 SAVE = """
 import sys
 from pathlib import Path
@@ -273,43 +269,3 @@ def test_one_that_never_answers_is_left_with_ctrl_c(place: ObjectFolder) -> None
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == cli.INTERRUPTED
             connection.close()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120 + 2 * OUTAGE_SECONDS)
-def test_a_training_goes_on_while_its_store_is_away_and_says_so(
-    s3_server: S3Server, place: ObjectFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    (plain,) = weights(tmp_path / "plain", lambda worker: train(worker, 80))
-    caplog.set_level(logging.INFO, "paceline")
-    away, back_at = threading.Event(), [0.0]
-    with proxy(s3_server, lambda *_: 503 if away.is_set() else None) as it:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", it.endpoint)
-        root = ObjectFolder(f"s3://{s3_server.bucket()}", patience=0.0)
-        kept = root.inside("test")
-        saved_at = {9: 2, 60: 10, 79: 60}  # at a step waits for a checkpoint of another, or a later one
-
-        def ready(step: int) -> bool:
-            """After a first checkpoint the store goes away; the training makes 40 steps before it is back."""
-            if step == 10:
-                back_at[0] = back_at[0] or time.monotonic() + OUTAGE_SECONDS
-                away.set()
-            if step == 30:
-                return time.monotonic() > back_at[0] - OUTAGE_SECONDS / 2
-            if step == 50:
-                if time.monotonic() < back_at[0] or "it is tried again for up to" not in caplog.text:
-                    return False
-                away.clear()
-            if step in saved_at:
-                return any(int(found.name[5:]) >= saved_at[step] for found in kept.complete())
-            return True
-
-        saves = {**CHECKPOINT, "to": root.url}
-        (saving,) = weights(tmp_path / "saving", lambda worker: train(worker, 80, ready=ready), checkpoint=saves)
-        found = finding.newest(kept)
-    assert equal(saving, plain)
-    assert "test/step-" in caplog.text
-    assert "the store answers 503; it is tried again for up to" in caplog.text
-    assert found is not None
-    assert found[1].step >= 60, "it is saved again"

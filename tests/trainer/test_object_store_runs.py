@@ -1,19 +1,29 @@
-"""Whole runs whose checkpoints are in a real S3 server: killed, gone on from, and taken over by the other topology."""
+"""Whole runs whose checkpoints are in a real S3 server: killed, gone on from, taken over, and away for a while."""
 
+import logging
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from paceline import cli
+from paceline.checkpoints import finding
 from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.checkpoints.finding import place_of
+from paceline.checkpoints.object_folder import ObjectFolder
 
 from .conftest import Outcome, Run
 from .s3 import S3Server
 from .test_checkpoints import CHECKPOINT, SCRIPT, STEPS, seen, to_the_end
+from .test_object_store import proxy
+from .test_saving import CHECKPOINT as OFTEN
+from .test_saving import equal, train, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each is a few runs of a dozen seconds
+OUTAGE_SECONDS = float(os.environ.get("PACELINE_OUTAGE_SECONDS", "15"))
 DIES = SCRIPT.replace("time.sleep(60)", "os.kill(os.getpid(), 9)").replace(
     "if stop == step and", 'if stop == step and not os.path.exists(os.environ["SEEN"] + "-stopped") and'
 )
@@ -84,3 +94,42 @@ def shown_and_exported(
     exported = tmp_path / "exported.safetensors"
     assert cli.main(["checkpoint", "export", str(oldest), str(exported)]) == 0
     assert load_file(exported)
+
+
+@pytest.mark.timeout(120 + 2 * OUTAGE_SECONDS)
+def test_a_training_goes_on_while_its_store_is_away_and_says_so(
+    s3_server: S3Server, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    (plain,) = weights(tmp_path / "plain", lambda worker: train(worker, 80))
+    caplog.set_level(logging.INFO, "paceline")
+    away, back_at = threading.Event(), [0.0]
+    with proxy(s3_server, lambda *_: 503 if away.is_set() else None) as it:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", it.endpoint)
+        root = ObjectFolder(f"s3://{s3_server.bucket()}", patience=0.0)
+        kept = root.inside("test")
+        saved_at = {9: 2, 60: 10, 79: 60}  # at a step waits for a checkpoint of another, or a later one
+
+        def ready(step: int) -> bool:
+            """After a first checkpoint the store goes away; the training makes 40 steps before it is back."""
+            if step == 10:
+                back_at[0] = back_at[0] or time.monotonic() + OUTAGE_SECONDS
+                away.set()
+            if step == 30:
+                return time.monotonic() > back_at[0] - OUTAGE_SECONDS / 2
+            if step == 50:
+                if time.monotonic() < back_at[0] or "it is tried again for up to" not in caplog.text:
+                    return False
+                away.clear()
+            if step in saved_at:
+                return any(int(found.name[5:]) >= saved_at[step] for found in kept.complete())
+            return True
+
+        saves = {**OFTEN, "to": root.url}
+        (saving,) = weights(tmp_path / "saving", lambda worker: train(worker, 80, ready=ready), checkpoint=saves)
+        found = finding.newest(kept)
+    assert equal(saving, plain)
+    assert "test/step-" in caplog.text
+    assert "the store answers 503; it is tried again for up to" in caplog.text
+    assert found is not None
+    assert found[1].step >= 60, "it is saved again"
