@@ -45,7 +45,7 @@ lint: $(READY) ## format, style, types, layers, generated files
 	@$(BIN)/python -m paceline_operator.definition.crd --check
 
 sweep: $(READY) ## random tests in their long form, with their seeds: hours
-	@PACELINE_SWEEP=50000 PACELINE_CUT_RUNS=1000 PACELINE_RUNS_AT_ONCE=40 PACELINE_KILL_STEPS=26 $(BIN)/pytest -m sweep --timeout 7200 -rP
+	@PACELINE_OUTAGE_SECONDS=60 PACELINE_SWEEP=50000 PACELINE_CUT_RUNS=1000 PACELINE_RUNS_AT_ONCE=40 PACELINE_KILL_STEPS=26 $(BIN)/pytest -m sweep --timeout 7200 -rP
 
 bench: $(READY) ## measure against baselines; writes benchmarks/RESULTS.md (needs iperf3 for one of them)
 	@$(BIN)/python -m benchmarks
@@ -62,9 +62,10 @@ crd: $(READY) ## write manifests/crd.yaml and the chart's copy anew from the spe
 images: ## build both images with buildah, podman or docker (see images/build)
 	@images/build
 
-tools: ## Debian's Prometheus and Chromium, which some tests use and are skipped without (needs root)
+tools: ## Prometheus, Chromium and an S3 server, which some tests use and are skipped without (needs root and Go)
 	@(command -v promtool && command -v chromium) >/dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus chromium fonts-liberation; } >/dev/null
+	@tests/cluster/cluster s3
 
 cluster: $(READY) ## a real Kubernetes on this machine with Paceline in it and a first training (needs root and Go)
 	@tests/cluster/start

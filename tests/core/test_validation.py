@@ -35,6 +35,21 @@ def manifest(**changes: Any) -> dict[str, Any]:
         ({"workers": {"template": {"spec": {"containers": [{"name": "x"}]}}}}, "exactly one container named `trainer`"),
         ({"workers": {"template": {"spec": {"containers": [{"name": "trainer"}]}}}}, "needs a command"),
         ({"workers": None}, "spec.workers: None is not allowed"),
+        *(
+            (
+                {"checkpoint": {"everySteps": 1, "to": to}},
+                f"spec.checkpoint.to: {to!r} is not allowed: write a folder's path from the root, or s3://BUCKET/PREFIX",
+            )
+            for to in (
+                "here",
+                "s3://",
+                "s3:///x",
+                "ftp://bucket/x",
+                "s3://KEY:SECRET@bucket/x",
+                "s3://bucket/x?endpoint=1",
+                "s3://bucket#x",
+            )
+        ),
         ({"checkpoint": {"to": "/c"}}, "spec.checkpoint: says not when: set everySteps or everySeconds, or both"),
         ({"checkpoint": {"everySteps": 1, "resume": "Yes"}}, "spec.checkpoint.resume: 'Yes' is not allowed"),
         ({"gradients": {"timeoutSeconds": -1}}, "spec.gradients.timeoutSeconds: -1 is not allowed"),

@@ -185,6 +185,7 @@ def servers(mount: dict[str, Any] | None = None, volume: dict[str, Any] = CLAIM)
         (servers(MOUNT), "/checkpoints", None),
         (servers(MOUNT), "/checkpoints/", None),
         (servers(MOUNT | {"mountPath": "/checkpoints/"}), "/checkpoints/a", None),
+        ({}, "s3://bucket/some/where", None),
         (servers(MOUNT), "/checkpoints2", "/checkpoints2 is on no volume"),
         (servers(MOUNT), "/checkpoints/../tmp", "is on no volume"),
         (servers(MOUNT | {"readOnly": True}), "/checkpoints/a", f"{WHERE} on the volume work, which is mounted readOnly by the servers"),
@@ -197,6 +198,27 @@ def test_the_folder_must_be_on_a_volume_of_the_servers(given: dict[str, Any], to
     raw["parameterServer"] |= given
     found = "; ".join(pods.problems(a_subject(raw)))
     assert found == "" if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "member", "role"),
+    [("Synchronous", "parameterServer", Role.SERVER), ("AllReduce", "allReduce", Role.COORDINATOR)],
+)
+def test_who_writes_to_an_object_store_has_the_credentials_that_its_template_names(
+    strategy: str, member: str, role: Role
+) -> None:
+    raw = a_spec(strategy=strategy, checkpoint={"everySteps": 5, "to": "s3://bucket/some"})
+    raw["workers"]["template"]["spec"]["serviceAccountName"] = "saves"
+    plain = pods.pod(a_subject(raw), role, 0, 0, 0)["spec"]
+    assert plain["serviceAccountName"] == "saves", "without a template of their own"
+    secret = [{"secretRef": {"name": "s3-credentials"}}]
+    raw.setdefault(member, {})["template"] = {"spec": {"containers": [{"name": "server", "envFrom": secret}]}}
+    assert pods.problems(a_subject(raw)) == []
+    (server,) = pods.pod(a_subject(raw), role, 0, 0, 0)["spec"]["containers"]
+    (trainer,) = pods.pod(a_subject(raw), Role.WORKER, 0, 0, 0)["spec"]["containers"]
+    assert server["envFrom"] == secret
+    assert server["image"] == trainer["image"]
+    assert "envFrom" not in trainer
 
 
 def test_in_a_ring_the_coordinator_and_every_worker_mount_the_folder() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from . import s3
+
 Run = Callable[..., "Outcome"]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would the runs
 
@@ -99,3 +101,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
         return Outcome(done.returncode, done.stdout, folder)
 
     return go
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
+    """A real S3 server on this machine."""
+    if not s3.PROGRAM.exists():
+        pytest.skip(s3.NONE_HERE)
+    with s3.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,98 +14,152 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.checkpoints import checkpoint_folder, checkpoint_manifest, state_values
+from paceline.checkpoints import checkpoint_manifest, finding, state_values
+from paceline.checkpoints.checkpoint_folder import Folder
 from paceline.checkpoints.checkpoint_manifest import Manifest, StoredFile
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
+from paceline.checkpoints.object_folder import ObjectFolder
 from paceline_core.errors import CheckpointDamaged
 
+from .s3 import S3Server
 
-def saved(root: Path, step: int, content: bytes = b"weights") -> Path:
+
+@dataclass(frozen=True)
+class Kept:
+    """A place of checkpoints, and where its files can be changed behind its back."""
+
+    place: CheckpointPlace
+    sampled: int  # of so many bytes one is changed
+    files: Path
+
+    def on_disk(self, place: CheckpointPlace) -> Path:
+        return self.files / place.absolute.removeprefix("s3://")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    if request.param == "folder":
+        return Kept(Folder(tmp_path / "digits"), 1, tmp_path)
+    server: S3Server = request.getfixturevalue("s3_server")
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return Kept(ObjectFolder(f"s3://{server.bucket()}/some/where/digits"), 3, server.folder)
+
+
+def saved(root: CheckpointPlace, step: int, content: bytes = b"weights") -> CheckpointPlace:
     """A checkpoint of two files."""
-    where = checkpoint_folder.of_step(root, step)
+    where = finding.of_step(root, step)
     files = [
-        checkpoint_folder.write(where, name, lambda path: path.write_bytes(content + str(step).encode()))
+        where.write(name, lambda path: path.write_bytes(content + str(step).encode()))
         for name in ("ps-0.0.parameters.safetensors", "worker-0.state")
     ]
-    made = Manifest(step, (step,), "digits", "ab" * 32, 1.5, 1, 1, {"data/0": "7 it"}, tuple(files))
-    checkpoint_folder.commit(where, made)
+    where.commit(Manifest(step, (step,), "digits", "ab" * 32, 1.5, 1, 1, {"data/0": "7 it"}, tuple(files)))
     return where
 
 
-def newest(root: Path) -> tuple[Path, list[str]]:
-    found = checkpoint_folder.newest(root)
+def newest(root: CheckpointPlace) -> tuple[CheckpointPlace, list[str]]:
+    found = finding.newest(root)
     assert found is not None
     return found[0], found[2]
 
 
-def test_the_newest_is_found_and_what_it_says_comes_back(tmp_path: Path) -> None:
+def test_the_newest_is_found_and_what_it_says_comes_back(kept: Kept) -> None:
     for step in (5, 20, 100):
-        saved(tmp_path, step)
-    path, found, wrong = checkpoint_folder.newest(tmp_path) or pytest.fail("none")
-    assert (path.name, found.step, found.versions, wrong) == ("step-000000100", 100, (100,), [])
+        saved(kept.place, step)
+    place, found, wrong = finding.newest(kept.place) or pytest.fail("none")
+    assert (place.name, found.step, found.versions, wrong) == ("step-000000100", 100, (100,), [])
     assert found.store == {"data/0": "7 it"}
+    with place.local(found.files[0]) as path:
+        assert path.read_bytes() == b"weights100"
 
 
-def test_every_byte_that_is_changed_is_noticed_and_the_one_before_is_taken(tmp_path: Path) -> None:
-    before, last = saved(tmp_path, 5), saved(tmp_path, 10)
-    for file in sorted(last.iterdir()):
+def test_every_byte_that_is_changed_is_noticed_and_the_one_before_is_taken(kept: Kept) -> None:
+    before, last = saved(kept.place, 5), saved(kept.place, 10)
+    chance = random.Random(seed := random.randrange(1 << 30))
+    print(f"seed {seed}")
+    for file in sorted(kept.on_disk(last).iterdir()):
         content = file.read_bytes()
-        for place in range(len(content)):
+        for place in range(chance.randrange(min(kept.sampled, len(content))), len(content), kept.sampled):
             for bit in (1, 0x20, 0x80):
                 changed = bytearray(content)
                 changed[place] ^= bit
                 file.write_bytes(changed)
-                path, wrong = newest(tmp_path)
-                assert path == before, (file.name, place, bit)
+                found, wrong = newest(kept.place)
+                assert found == before, (file.name, place, bit)
                 assert wrong, "what is passed over is named"
                 assert file.name in wrong[0]
         file.write_bytes(content)
-    assert newest(tmp_path) == (last, [])
+    assert newest(kept.place) == (last, [])
 
 
-def test_a_file_that_is_cut_missing_longer_a_link_or_of_another_is_noticed(tmp_path: Path) -> None:
-    before, last = saved(tmp_path, 5), saved(tmp_path, 10)
-    other = saved(tmp_path / "another", 10, b"other's")
-    for file in sorted(last.iterdir()):
+def test_a_file_that_is_cut_missing_longer_or_of_another_is_noticed(kept: Kept) -> None:
+    before, last = saved(kept.place, 5), saved(kept.place, 10)
+    other = kept.on_disk(saved(kept.place.inside("another"), 10, b"other's"))
+    for file in sorted(kept.on_disk(last).iterdir()):
         content, theirs = file.read_bytes(), (other / file.name).read_bytes()
-        cut = [content[:length] for length in range(len(content))]
-        for wrong_content in (*cut, content + b"\n", None, theirs):
+        cut = [content[:length] for length in range(0, len(content), kept.sampled)]
+        for wrong_content in (*cut, content[:-1], content + b"\n", None, theirs):
             if wrong_content is None:
                 file.unlink()
             else:
                 file.write_bytes(wrong_content)
-            assert newest(tmp_path)[0] == before, (file.name, wrong_content)
-        file.unlink(missing_ok=True)
-        file.symlink_to(other / file.name)
-        assert newest(tmp_path)[0] == before
+            assert newest(kept.place)[0] == before, (file.name, wrong_content)
+        file.write_bytes(content)
+    assert newest(kept.place)[0] == last
+
+
+def test_a_link_is_no_file_of_a_checkpoint(tmp_path: Path) -> None:
+    before, last = saved(Folder(tmp_path), 5), saved(Folder(tmp_path), 10)
+    for file in sorted((tmp_path / last.name).iterdir()):
+        content = file.read_bytes()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.write_bytes(content)
+        file.unlink()
+        file.symlink_to(elsewhere)
+        assert newest(Folder(tmp_path))[0] == before
         file.unlink()
         file.write_bytes(content)
-    assert newest(tmp_path)[0] == last
+    assert newest(Folder(tmp_path))[0] == last
 
 
-def test_when_none_is_whole_that_is_said(tmp_path: Path) -> None:
-    assert checkpoint_folder.newest(tmp_path / "nothing") is None
-    (saved(tmp_path, 5) / "worker-0.state").unlink()
+def test_when_none_is_whole_that_is_said(kept: Kept) -> None:
+    assert finding.newest(kept.place.inside("nothing")) is None
+    (kept.on_disk(saved(kept.place, 5)) / "worker-0.state").unlink()
     with pytest.raises(CheckpointDamaged, match=r"worker-0\.state: is missing"):
-        checkpoint_folder.newest(tmp_path)
+        finding.newest(kept.place)
 
 
-def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_names_files_elsewhere_is_refused(kept: Kept) -> None:
     for name in ("../x", "", "..", "checkpoint.json"):
-        where = tmp_path / "step-000000001"
-        where.mkdir(exist_ok=True)
+        where = finding.of_step(kept.place, 1)
         made = Manifest(1, (1,), "digits", "ab", 1.5, 1, 1, {}, (StoredFile(name, 1, "00"),))
-        (where / checkpoint_manifest.FILE).write_text(made.to_text())
+        kept.on_disk(where).mkdir(parents=True, exist_ok=True)
+        (kept.on_disk(where) / checkpoint_manifest.FILE).write_text(made.to_text())
         with pytest.raises(CheckpointDamaged, match="outside its folder"):
-            checkpoint_manifest.read(where)
+            where.manifest()
 
 
-def test_the_newest_are_kept_and_what_was_left_unfinished_goes(tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_what_was_left_unfinished_goes(kept: Kept) -> None:
     for step in (5, 10, 15):
-        saved(tmp_path, step)
+        saved(kept.place, step)
     for unfinished in (7, 20):
-        checkpoint_folder.write(checkpoint_folder.of_step(tmp_path, unfinished), "x", lambda path: path.touch())
-    checkpoint_folder.prune(tmp_path, 2)
-    assert {p.name for p in tmp_path.iterdir()} == {"step-000000010", "step-000000015", "step-000000020"}
+        finding.of_step(kept.place, unfinished).write("x", lambda path: path.touch())
+    kept.place.prune(2)
+    names = {p.name for p in kept.on_disk(kept.place).iterdir() if any(p.iterdir())}
+    assert names == {"step-000000010", "step-000000015", "step-000000020"}
+
+
+def test_what_is_unfinished_is_discarded_and_a_whole_one_is_not(kept: Kept) -> None:
+    unfinished = finding.of_step(kept.place, 4)
+    unfinished.write("x", lambda path: path.write_bytes(b"x"))
+    unfinished.discard()
+    assert not (kept.on_disk(unfinished) / "x").exists()
+    whole = saved(kept.place, 8)
+    whole.discard()
+    assert newest(kept.place) == (whole, [])
+    whole.begin()
+    assert kept.place.complete() == []
+    assert saved(kept.place, 8) == newest(kept.place)[0], "another attempt saves the same step"
 
 
 EVENTS = {
@@ -131,8 +186,8 @@ def killed_while_saving(root: Path, most: int) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
-        saved(root, 15)
-        checkpoint_folder.prune(root, 1)
+        saved(Folder(root), 15)
+        Folder(root).prune(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert status in (0, signal.SIGKILL)
@@ -143,12 +198,12 @@ def test_killed_at_every_file_operation_of_a_save_a_whole_checkpoint_stays(tmp_p
     most, killed = 0, True
     while killed:
         root = tmp_path / f"at-{most}"
-        saved(root, 10)
+        saved(Folder(root), 10)
         killed = killed_while_saving(root, most)
-        assert newest(root)[1] == [], "nothing that is half there is taken for a checkpoint"
-        assert newest(root)[0].name in ("step-000000010", "step-000000015")
-        saved(root, 20)
-        checkpoint_folder.prune(root, 1)
+        assert newest(Folder(root))[1] == [], "nothing that is half there is taken for a checkpoint"
+        assert newest(Folder(root))[0].name in ("step-000000010", "step-000000015")
+        saved(Folder(root), 20)
+        Folder(root).prune(1)
         assert [p.name for p in root.iterdir()] == ["step-000000020"], "what was left goes with the next"
         most += 1
     assert most > 10

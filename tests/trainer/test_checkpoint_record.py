@@ -43,6 +43,12 @@ def exported(made: metrics.Instruments) -> dict[str, float]:
     return {name: float(value) for name, value in found if "_bucket" not in name}
 
 
+def test_an_object_store_that_fails_is_a_reason_of_its_own() -> None:
+    record, made = recording()
+    record.failed("ps-1: s3://bucket/some/x: the store answers 503")
+    assert exported(made) == {'failures_total{op="save",reason="store"}': 1}
+
+
 def test_a_checkpoint_is_due_fails_and_is_saved() -> None:
     record, made = recording()
     assert record.to_json(7) == {

@@ -12,6 +12,7 @@ from torch import nn
 
 from paceline import optimizers
 from paceline.checkpoints import checkpoint_folder, part_writer
+from paceline.checkpoints.checkpoint_folder import Folder
 from paceline.checkpoints.checkpoint_manifest import Manifest, StoredFile
 from paceline.checkpoints.part_writer import PartWriter
 from paceline.checkpoints.restoring import Restored
@@ -106,14 +107,14 @@ def train(pair: Any, steps: int) -> None:
 def saved(root: Path, pair: Any, signature: Signature, shares: int) -> Restored:
     told: list[dict[str, Any]] = []
     for ordinal in range(shares):
-        writer = PartWriter(ordinal, root, told.append)
+        writer = PartWriter(ordinal, Folder(root), told.append)
         writer.write(pair.number, pair_checkpoint.share(launch(ordinal, shares), [pair], [signature], 0))
         writer.close()
     assert [part.get("error") for part in told] == [None] * shares
     files = tuple(StoredFile(**file) for part in told for file in part["files"])
     where = checkpoint_folder.of_step(root, pair.number)
     checkpoint_folder.commit(where, Manifest(pair.number, (pair.number,), "test", "", 0.0, shares, shares, {}, files))
-    found = Restored(where)
+    found = Restored(Folder(where))
     found.verify(shares)
     return found
 
@@ -190,8 +191,7 @@ def test_another_model_is_refused_and_what_other_optimizers_train_is_left(tmp_pa
         pair_checkpoint.restore(restored, 0, fresh.model, fresh.optimizer, other, ())
     with pytest.raises(ModelMismatch, match="has 1 optimizers; the script distributes more"):
         pair_checkpoint.restore(restored, 1, fresh.model, fresh.optimizer, signature, ())
-    half = Restored(restored.path)
-    half.manifest = Manifest(1, (1,), "test", "", 0.0, 1, 2)
+    half = Restored(restored.place, Manifest(1, (1,), "test", "", 0.0, 1, 2, {}, restored.manifest.files))
     with pytest.raises(CheckpointDamaged, match=r"parts of .* are missing"):
         pair_checkpoint.restore(half, 0, fresh.model, fresh.optimizer, signature, ())
 
@@ -219,7 +219,7 @@ def test_a_pair_that_has_changed_is_not_saved(tmp_path: Path, change: Callable[[
     train(pair, 1)
     changed = copy.copy(pair)
     change(changed)
-    writer = PartWriter(0, tmp_path, told.append)
+    writer = PartWriter(0, Folder(tmp_path), told.append)
     writer.write(1, part_writer.attempt(lambda: pair_checkpoint.share(launch(0, 1), [changed], [signature], 0)))
     writer.close()
     assert "has changed since paceline.distribute()" in told[0]["error"]

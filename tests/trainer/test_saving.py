@@ -15,6 +15,7 @@ from torch import nn
 
 from paceline import metrics
 from paceline.checkpoints import checkpoint_folder, checkpoint_manifest, state_values
+from paceline.checkpoints.checkpoint_folder import Folder
 from paceline.checkpoints.part_writer import Part, PartWriter
 from paceline.server.checkpoints import checkpointing
 from paceline.server.checkpoints.completion import Completion
@@ -189,7 +190,7 @@ def test_where_nobody_waits_for_all_it_goes_on_and_ends(tmp_path: Path, strategy
 def test_a_worker_that_is_lost_is_not_waited_for(tmp_path: Path) -> None:
     asked = launch(Role.SERVER, workers=2, checkpoint=CHECKPOINT)
     away, recorded = set[int](), CheckpointRecord(metrics.of_server("digits", 0, Level.DETAILED))
-    saving = Completion(asked, tmp_path, 2, 1, lambda: away, dict, recorded)
+    saving = Completion(asked, Folder(tmp_path), 2, 1, lambda: away, dict, recorded)
     assert saving.begin(2)
     saving.hear_part(0, {"step": 2, "versions": [2], "files": []})
     saving.hear_worker(0, 2, b"state")
@@ -290,7 +291,7 @@ def test_what_does_not_fit_is_refused_in_words(
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
-    writer = PartWriter(1, tmp_path, told.append)
+    writer = PartWriter(1, Folder(tmp_path), told.append)
     for step, value in ((2, 1.0), (4, math.nan), (6, -math.inf)):
         tensors = {"0:0": torch.ones(3), "3:5": torch.tensor([1.0, value]), "mask": torch.tensor([-math.inf])}
         writer.write(step, Part(step, 0, 1, step, tensors, [], None))

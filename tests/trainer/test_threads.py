@@ -83,6 +83,7 @@ BY_THEMSELVES = {  # each has a test of its own below
     ("local/run.py", "self._poll"),
     ("local/replica.py", "self._read"),
     ("local/background_output.py", "self._pass_on"),  # in test_output.py
+    ("checkpoints/object_store.py", "answer"),  # in test_object_store.py
     ("worker/script_end.py", "_watch"),  # in test_script_end.py
 }
 

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("file", type=_given, metavar="FILE", help="a DistributedTraining, in YAML; - is standard input")
     run.add_argument("--replay", type=Path, metavar="RUN", help="folder of a run to reproduce exactly")
     run.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on from the newest checkpoint of a run, or from one"
+        "--resume", metavar="RUN", help="go on from the newest checkpoint of a run, or from one: a folder, or its URL"
     )
     run.add_argument(
         "--slow", action="append", default=[], metavar="WORKER=AMOUNT",
@@ -101,7 +101,7 @@ def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     ):
         what = checkpoint.add_parser(name, help=about)
         what.add_argument(
-            "run", type=Path, metavar="RUN", help="a run folder, a folder of checkpoints, or a checkpoint"
+            "run", metavar="RUN", help="a run folder, a folder of checkpoints or a checkpoint, or one's URL"
         )
         if name == "export":
             what.add_argument("to", type=Path, metavar="FILE")
@@ -122,25 +122,28 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from paceline.checkpoints.finding import place_of
     from paceline.local.background_output import in_background
     from paceline.local.display import JsonDisplay, TextDisplay
     from paceline.local.preflight import Request, earlier_checkpoints, parse_slow
     from paceline.local.run import run
-    from paceline.views.checkpoint_command import checkpoint_of
+    from paceline.views.checkpoint_command import checkpoint_of, told_as_problems
 
     written = manifest.text(options.file)  # once: it may be a pipe
     training = manifest.one(written, options.file)
     slow = parse_slow(options.slow)
-    asked = options.resume or (None if options.replay else earlier_checkpoints(training))
-    resume = asked and checkpoint_of(asked)
+    with told_as_problems():
+        asked = place_of(options.resume) if options.resume else None
+        if asked is None and options.replay is None:
+            asked = earlier_checkpoints(training)
+        resume = asked and checkpoint_of(asked)
     folder = options.run_dir or new_folder(training.metadata.name)
     request = Request(
         options.file, written, training, folder, options.replay, resume, slow, options.port, options.metrics_port,
     )  # fmt: skip
     try:
-        with in_background(
-            lambda trouble: standard_streams.say(f"{trouble}; everything is in {printable(str(folder))}")
-        ):
+        lost = lambda trouble: standard_streams.say(f"{trouble}; everything is in {printable(str(folder))}")  # noqa: E731
+        with told_as_problems(), in_background(lost):
             return run(request, JsonDisplay() if options.output == "json" else TextDisplay())
     except SpecError:
         if options.run_dir is None:
@@ -178,11 +181,14 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
+    from paceline.checkpoints.finding import place_of
     from paceline.views import checkpoint_command as those
 
-    if options.what == "export":
-        return those.export(options.run, options.to)
-    return {"list": those.show_all, "verify": those.verify, "show": those.show}[options.what](options.run)
+    with those.told_as_problems():
+        given = place_of(options.run)
+        if options.what == "export":
+            return those.export(given, options.to)
+        return {"list": those.show_all, "verify": those.verify, "show": those.show}[options.what](given)
 
 
 def new_folder(name: str) -> Path:

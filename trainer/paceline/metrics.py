@@ -225,8 +225,8 @@ CHECKPOINT_BYTES = Metric(
 CHECKPOINT_FAILURES = Metric(
     "paceline_checkpoint_failures_total",
     C,
-    "Checkpoints that could not be saved (space: no room is left; io: anything else), and newer ones that were passed "
-    "over in going on (checksum: a file is not as it was written).",
+    "Checkpoints that could not be saved (space: no room is left; store: an object store refused, or did not answer; "
+    "io: anything else), and newer ones that were passed over in going on (checksum: a file is not as it was written).",
     ("op", "reason"),
     only="spec.checkpoint",
 )

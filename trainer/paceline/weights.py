@@ -1,6 +1,5 @@
 """The weights as files: each shard writes its slices, of which paceline/merged_weights.py makes one for each model."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from paceline.checkpoints.restoring import Restored
 from paceline.files import private_writing
 from paceline.model_signature import Signature
 
@@ -44,15 +44,17 @@ def untrained_tensors(signature: Signature, held: Mapping[str, bytes]) -> dict[s
     return found
 
 
-def of_checkpoint(folder: Path, shards: int, pairs: int) -> dict[str, torch.Tensor]:
-    """The state dict of the first model in a checkpoint."""
+def of_checkpoint(restored: Restored) -> dict[str, torch.Tensor]:
+    """The state dict of the first model in a checkpoint. Raises CheckpointDamaged."""
     found: dict[str, torch.Tensor] = {}
-    for pair in range(pairs):
-        signature = Signature.from_json(json.loads((folder / f"pair-{pair}.json").read_text()))
+    for pair in range(len(restored.manifest.versions)):
+        signature = restored.signature(pair)
         if signature.model != 0:
             continue
-        parts = [folder / f"ps-{ordinal}.{pair}.parameters.safetensors" for ordinal in range(shards)]
-        pieces = {name: tensor for part in parts for name, tensor in load_file(part).items()}
+        pieces: dict[str, torch.Tensor] = {}
+        for name in restored.files(pair, "parameters"):
+            with restored.local(name) as part:
+                pieces |= load_file(part)
         found |= _untrained(signature, pieces) | _trained(signature, pieces)
         found |= {alias: found[name] for alias, name in signature.aliases.items() if name in found}
     return found

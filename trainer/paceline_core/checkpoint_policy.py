@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from paceline_core.resource import GREATEST_COUNT, LONGEST_SECONDS, Strict
 
+PLACE = r"^(/|(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[^?#@]*)?$)"
 SAYS_NOT_WHEN = "says not when: set everySteps or everySeconds, or both"
 
 
@@ -15,6 +16,11 @@ class Resume(StrEnum):
 
     NEVER = "Never"
     AUTO = "Auto"
+
+
+def is_in_object_store(place: str) -> bool:
+    """Whether a place is the URL of an object store, and no folder."""
+    return "://" in place
 
 
 class Checkpoint(Strict):
@@ -29,10 +35,11 @@ class Checkpoint(Strict):
     keep: int = Field(default=2, ge=1, le=GREATEST_COUNT, description="Checkpoints to keep. Default: 2.")
     to: str | None = Field(
         default=None,
-        pattern=r"^/",
-        description="Folder on a volume that every server mounts (in a ring the coordinator and every worker), in "
-        "which the training has a folder of its name; required in a cluster. Default, with `paceline run`: "
-        "`checkpoints` in the run folder.",
+        pattern=PLACE,
+        description="Where the training has a folder of its name: a folder on a volume that every server mounts (in a "
+        "ring the coordinator and every worker), or the URL of one in an object store, s3://BUCKET/PREFIX, "
+        "gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, which they reach with the credentials of their environment or "
+        "service account. Required in a cluster. Default, with `paceline run`: `checkpoints` in the run folder.",
     )
     resume: Resume = Field(
         default=Resume.NEVER,

@@ -4,12 +4,14 @@ PacelineError
 ├── SpecError            the manifest is wrong (exit code 2)
 ├── LaunchError          the process's environment is not one that Paceline made
 ├── UsageError           the script uses the API in a way that cannot work
-│   └── ModelMismatch    this worker's model or optimizer is not the one the others train
+│   ├── ModelMismatch    this worker's model or optimizer is not the one the others train
+│   └── StoreRefused     an object store refuses: no such bucket, no right, no credentials
 ├── WeightsDiffer        workers of a ring hold different weights after the same step
 ├── NotFinite            a gradient, a loss or weights are not finite, and the training fails because of it
 ├── ProtocolError        a peer sent something that is not a valid frame; its connection ends
 ├── PeerLost             a peer went away or did not answer in time: this process is a victim
-│   └── Unreachable      nobody of this training answers at its address
+│   ├── Unreachable      nobody of this training answers at its address
+│   └── StoreUnreachable an object store does not answer: what is in it is not known
 ├── ReplayError          a recorded run does not fit this one
 └── CheckpointDamaged    a checkpoint is not as it was written
 """
@@ -41,6 +43,10 @@ class ModelMismatch(UsageError):
     """The model or optimizer differs from the one that the other workers train."""
 
 
+class StoreRefused(UsageError):
+    """An object store refuses what is asked, and would again."""
+
+
 class WeightsDiffer(PacelineError):
     """The workers do not hold the same weights any more: what is trained is not one model."""
 
@@ -63,6 +69,10 @@ class PeerLost(PacelineError):
 
 class Unreachable(PeerLost):
     """Nobody of this training answers at an address, however often it was tried."""
+
+
+class StoreUnreachable(PeerLost):
+    """An object store does not answer, however often it was tried: what is in it is not known."""
 
 
 class ReplayError(PacelineError):

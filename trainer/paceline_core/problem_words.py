@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from paceline_core.checkpoint_policy import PLACE
 from paceline_core.pod_template import NO_NUL, VARIABLE
 from paceline_core.spec import NAME_PATTERN, OPTIMIZER_PATTERN
 
@@ -42,6 +43,10 @@ PATTERNS: Mapping[str, Callable[[str], str]] = {
     NAME_PATTERN: _name,
     OPTIMIZER_PATTERN: lambda _: "the module and the class, as in mine:MyOptimizer",
     VARIABLE: lambda _: "printable ASCII characters without =",
+    PLACE: lambda _: (
+        "a folder's path from the root, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX "
+        "(credentials are taken from the environment)"
+    ),
     NO_NUL: lambda _: "a text without NUL characters",
 }
 LIMITS = {  # the bound in the error's context, and what it means

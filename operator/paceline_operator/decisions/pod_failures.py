@@ -12,7 +12,7 @@ PERMANENT = (
     "LaunchError",
     "WeightsDiffer",
     "NotFinite",
-)  # Paceline's errors that come again with every attempt
+)  # Paceline's errors that come again with every attempt; not StoreRefused, for credentials may come back
 # Kinds of failures, for counting; every other reason is a crash.
 KINDS = {
     "OutOfMemory": "oom",

@@ -43,7 +43,8 @@ CHECKPOINT_RULES = [
     {
         "rule": "has(self.to)",
         "message": "`to` is required in a cluster: a folder on a volume, for example /checkpoints, that every server "
-        "mounts (`parameterServer.template`), in a ring the coordinator and every worker",
+        "mounts (`parameterServer.template`), in a ring the coordinator and every worker, or the URL of an object "
+        "store, for example s3://BUCKET/PREFIX",
     },
 ]
 STRATEGY = f"(has(self.strategy) ? self.strategy : '{DEFAULT.name}')"

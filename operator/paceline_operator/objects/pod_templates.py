@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from paceline_core.checkpoint_policy import is_in_object_store
 from paceline_core.launch import Role
 from paceline_core.pod_template import TRAINER_CONTAINER
 from paceline_core.spec import TrainingSpec
@@ -54,7 +55,8 @@ def mounts(container: Raw) -> set[str]:
 def place_problem(spec: TrainingSpec, raw: Raw) -> str | None:
     """Why who writes checkpoints cannot keep them in the folder that is asked for; None when all can, or keep none.
 
-    Servers write their own shards; in a ring each worker writes a share, and the coordinator completes it.
+    Servers write their own shards; in a ring each worker writes a share, and the coordinator completes it. Whether they
+    reach an object store only they can tell.
     """
     if spec.checkpoint is None:
         return None
@@ -64,7 +66,12 @@ def place_problem(spec: TrainingSpec, raw: Raw) -> str | None:
         writers = [(Role.COORDINATOR, "the coordinator"), (Role.WORKER, "the workers")]
     if to is None:
         who = " and ".join(f"{name} ({_place(spec, role)})" for role, name in writers)
-        return f"{field}: is required in a cluster: a folder on a volume that is mounted by {who}"
+        return (
+            f"{field}: is required in a cluster: a folder on a volume that is mounted by {who}, or the URL of an "
+            "object store, as s3://BUCKET/PREFIX"
+        )
+    if is_in_object_store(to):
+        return None
     for role, name in writers:
         pod = of_role(spec, raw, role)["spec"]
         problem = _mount_problem(pod, _container(role), to, name, _place(spec, role))

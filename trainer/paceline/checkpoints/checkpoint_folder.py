@@ -7,25 +7,82 @@ none. Every process of a training sees the same folder.
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.checkpoints import checkpoint_manifest as manifest
 from paceline.checkpoints.checkpoint_manifest import Manifest, StoredFile
 from paceline.files import private_writing
-from paceline_core.errors import CheckpointDamaged
-from paceline_core.launch import Launch
 
 FOLDER = "checkpoints"  # in a run folder, where no other is named
 NAME = re.compile(r"step-(\d{9,})")
 
 
-def root(launch: Launch) -> Path | None:
-    """Where a training keeps its checkpoints; None when it keeps none."""
-    asked = launch.spec.checkpoint
-    if asked is None or (asked.to is None and launch.output is None):
-        return None
-    return Path(asked.to, launch.training) if asked.to else Path(str(launch.output), FOLDER)
+@dataclass(frozen=True)
+class Folder:
+    """A folder as a place of checkpoints (paceline/checkpoints/checkpoint_place.py). What fails raises OSError."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def absolute(self) -> str:
+        """Its path from the root of the file system."""
+        return str(self.path.resolve())
+
+    def inside(self, name: str) -> "Folder":
+        """A folder in this one."""
+        return Folder(self.path / name)
+
+    def demand_usable(self) -> None:
+        """A save says by itself what cannot be written."""
+
+    def complete(self) -> Sequence["Folder"]:
+        """The checkpoints in it, the newest first; not verified."""
+        return [Folder(path) for path in complete(self.path)]
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep`, and what older attempts left unfinished."""
+        prune(self.path, keep)
+
+    def begin(self) -> None:
+        """What was there, of an earlier attempt, is no checkpoint any more."""
+        (self.path / manifest.FILE).unlink(missing_ok=True)
+
+    def write(self, name: str, fill: Callable[[Path], object]) -> StoredFile:
+        """Write one file, which `fill` makes at the path that it is given, and make it durable."""
+        return write(self.path, name, fill)
+
+    def commit(self, made: Manifest) -> None:
+        """Complete a checkpoint whose other files are there."""
+        commit(self.path, made)
+
+    def discard(self) -> None:
+        """Remove what is unfinished, as far as it can be."""
+        if not (self.path / manifest.FILE).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest; None where there is none. Raises CheckpointDamaged for one that was changed."""
+        return manifest.read(self.path)
+
+    def problems(self, made: Manifest) -> list[str]:
+        """What is wrong with the files, each with its name; none when all are as they were written."""
+        return manifest.problems(self.path, made)
+
+    @contextmanager
+    def local(self, file: StoredFile) -> Iterator[Path]:
+        """A file to read from."""
+        yield self.path / file.name
 
 
 def of_step(root: Path, step: int) -> Path:
@@ -49,17 +106,6 @@ def write(folder: Path, name: str, fill: Callable[[Path], object]) -> StoredFile
     return stored
 
 
-def begin(folder: Path) -> None:
-    """What was there, of an earlier attempt, is no checkpoint any more. Raises OSError."""
-    (folder / manifest.FILE).unlink(missing_ok=True)
-
-
-def discard(folder: Path) -> None:
-    """Remove what is unfinished, as far as it can be."""
-    if not (folder / manifest.FILE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def commit(folder: Path, made: Manifest) -> None:
     """Complete a checkpoint whose other files are there. Raises OSError."""
     _make_durable(folder)  # the names of its files
@@ -72,24 +118,6 @@ def complete(root: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first; not verified."""
     found = sorted((p for p in _in(root) if NAME.fullmatch(p.name)), key=_step, reverse=True)
     return [path for path in found if (path / manifest.FILE).exists()]
-
-
-def newest(root: Path) -> tuple[Path, Manifest, list[str]] | None:
-    """The newest checkpoint whose every file is as it was written, and what is wrong with newer ones."""
-    wrong: list[str] = []
-    for path in complete(root):
-        try:
-            found = manifest.read(path)
-            if found is None:
-                continue
-            if not (problems := manifest.problems(path, found)):
-                return path, found, wrong
-            wrong += problems
-        except CheckpointDamaged as error:
-            wrong.append(str(error))
-    if wrong:
-        raise CheckpointDamaged("; ".join(wrong))
-    return None
 
 
 def reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ The manifest holds a checksum of itself, over its one spelling: a byte that is c
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from paceline_core.errors import CheckpointDamaged, SpecError
 FILE = "checkpoint.json"
 FORMAT = 1
 CHUNK = 1 << 20
+MOST_BYTES = bounded_reading.MOST_JSON
 MOST_VALUES = 200_000  # in a manifest: some ten for each file
 
 
@@ -62,15 +63,21 @@ class Manifest:
 def read(folder: Path) -> Manifest | None:
     """The manifest in a folder; None where there is none. Raises CheckpointDamaged for one that was changed."""
     try:
-        data = bounded_reading.whole(folder, FILE, bounded_reading.MOST_JSON)
-        if data is None:
-            return None
+        data = bounded_reading.whole(folder, FILE, MOST_BYTES)
+    except SpecError as error:
+        raise CheckpointDamaged(f"{folder / FILE}: {error}") from error
+    return None if data is None else parsed(data, str(folder / FILE))
+
+
+def parsed(data: bytes, where: str) -> Manifest:
+    """The manifest that these bytes say. Raises CheckpointDamaged for what was changed."""
+    try:
         value = bounded_reading.json_value(data, MOST_VALUES)
         found = _from_value(value)
         if data.decode() != found.to_text():
             raise ValueError("it is not as it was written")
-    except (SpecError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointDamaged(f"{folder / FILE}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamaged(f"{where}: {error}") from error
     return found
 
 
@@ -96,17 +103,20 @@ def another_number(saved: int, workers: int) -> str:
     )
 
 
+def difference(where: str, file: StoredFile, nbytes: int, checksum: Callable[[], str]) -> str | None:
+    """What is wrong with a file of so many bytes; None when it is as it was written."""
+    if nbytes != file.nbytes:
+        return f"{where}: has {nbytes} bytes and was written with {file.nbytes}"
+    return None if checksum() == file.sha256 else f"{where}: is not as it was written (SHA-256)"
+
+
 def _problem(path: Path, file: StoredFile) -> str | None:
     try:
         if not path.is_file() or path.is_symlink():
             return f"{path}: is missing"
-        if (size := path.stat().st_size) != file.nbytes:
-            return f"{path}: has {size} bytes and was written with {file.nbytes}"
-        if sha256(path) != file.sha256:
-            return f"{path}: is not as it was written (SHA-256)"
+        return difference(str(path), file, path.stat().st_size, lambda: sha256(path))
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}"
-    return None
 
 
 def _from_value(value: Mapping[str, Any]) -> Manifest:

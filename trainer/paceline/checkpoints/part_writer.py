@@ -9,15 +9,16 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from paceline import json_text, optimizer_state
-from paceline.checkpoints import checkpoint_folder as folder
+from paceline.checkpoints import finding
+from paceline.checkpoints.checkpoint_folder import reason
 from paceline.checkpoints.checkpoint_manifest import StoredFile
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline_core import finiteness
 from paceline_core.buckets import Slice
 
@@ -40,7 +41,7 @@ class Part:
 class PartWriter:
     """One process's. `tell` is given, as JSON, what was written of a step when every pair's part is, or why not."""
 
-    def __init__(self, ordinal: int, root: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, ordinal: int, root: CheckpointPlace, tell: Callable[[dict[str, Any]], None]) -> None:
         self._ordinal, self._root, self._tell = ordinal, root, tell
         self._files: dict[int, list[StoredFile]] = {}  # by step, while pairs are missing
         self._versions: dict[int, dict[int, int]] = {}
@@ -63,7 +64,7 @@ class PartWriter:
             try:
                 told = self._failed(step, part) if isinstance(part, str) else self._written(part)
             except Exception as error:  # safetensors has an exception of its own, also for a full disk
-                told = self._failed(step, folder.reason(error))
+                told = self._failed(step, reason(error))
             self._try_to_tell(told)
 
     def _try_to_tell(self, told: dict[str, Any] | None) -> None:
@@ -74,7 +75,7 @@ class PartWriter:
             log.warning("a part of a checkpoint could not be told, and the training goes on: %s", error)
 
     def _written(self, part: Part) -> dict[str, Any] | None:
-        files = _write(part, folder.of_step(self._root, part.step), self._ordinal)
+        files = _write(part, finding.of_step(self._root, part.step), self._ordinal)
         self._files.setdefault(part.step, []).extend(files)
         versions = self._versions.setdefault(part.step, {})
         versions[part.pair] = part.version
@@ -95,7 +96,7 @@ def attempt(copied: Callable[[], Part]) -> Part | str:
     try:
         return copied()
     except Exception as error:  # no memory, for one
-        return folder.reason(error)
+        return reason(error)
 
 
 def copy(value: Any) -> Any:
@@ -112,15 +113,15 @@ def _demand_finite(part: Part) -> None:
             raise ValueError(finiteness.of_weights(f"parameter {index} of model {part.pair + 1}"))
 
 
-def _write(part: Part, where: Path, ordinal: int) -> list[StoredFile]:
+def _write(part: Part, where: CheckpointPlace, ordinal: int) -> list[StoredFile]:
     _demand_finite(part)
     name = f"ps-{ordinal}.{part.pair}"
     state = optimizer_state.pack(part.optimizer)
     files = [
-        folder.write(where, f"{name}.parameters.safetensors", lambda path: save_file(part.tensors, path)),
-        folder.write(where, f"{name}.optimizer.safetensors", lambda path: path.write_bytes(state)),
+        where.write(f"{name}.parameters.safetensors", lambda path: save_file(part.tensors, path)),
+        where.write(f"{name}.optimizer.safetensors", lambda path: path.write_bytes(state)),
     ]
     if part.signature is not None:
         signature = json_text.dumps(part.signature)
-        files.append(folder.write(where, f"pair-{part.pair}.json", lambda path: path.write_text(signature)))
+        files.append(where.write(f"pair-{part.pair}.json", lambda path: path.write_text(signature)))
     return files

@@ -5,12 +5,13 @@ Its tensors are read by paceline/checkpoints/saved_tensors.py; this file needs n
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from paceline.checkpoints import checkpoint_folder
-from paceline.checkpoints import checkpoint_manifest as manifest
+from paceline.checkpoints import checkpoint_manifest, finding
 from paceline.checkpoints.checkpoint_manifest import Manifest
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.model_signature import Signature
 from paceline_core.errors import CheckpointDamaged, ModelMismatch, UsageError
 from paceline_core.launch import NEWEST, Launch
@@ -21,11 +22,12 @@ log = logging.getLogger("paceline")
 class Restored:
     """A checkpoint. Raises CheckpointDamaged."""
 
-    def __init__(self, path: Path, found: Manifest | None = None, passed_over: Sequence[str] = ()) -> None:
-        found = found or manifest.read(path)
+    def __init__(self, place: CheckpointPlace, found: Manifest | None = None, passed_over: Sequence[str] = ()) -> None:
+        found = found or place.manifest()
         if found is None:
-            raise CheckpointDamaged(f"{path}: there is no {manifest.FILE} in it")
-        self.path, self.manifest, self.passed_over = path, found, passed_over
+            raise CheckpointDamaged(f"{place}: there is no {checkpoint_manifest.FILE} in it")
+        self.place, self.manifest, self.passed_over = place, found, passed_over
+        self._stored = {file.name: file for file in found.files}
 
     @classmethod
     def of(cls, launch: Launch) -> "Restored | None":
@@ -33,11 +35,11 @@ class Restored:
         if launch.resume is None:
             return None
         if launch.resume != NEWEST:
-            found = cls(Path(launch.resume))
+            found = cls(finding.place_of(launch.resume))
             found.verify(launch.world_size)
             return found
-        place = checkpoint_folder.root(launch)
-        newest = None if place is None else checkpoint_folder.newest(place)
+        place = finding.root(launch)
+        newest = None if place is None else finding.newest(place)
         if newest is None:
             return None
         found = cls(*newest)
@@ -49,44 +51,61 @@ class Restored:
     def verify(self, workers: int) -> None:
         """Read every file. Raises CheckpointDamaged, and UsageError for another number of workers."""
         self.demand(workers)
-        if problems := manifest.problems(self.path, self.manifest):
+        if problems := self.place.problems(self.manifest):
             raise CheckpointDamaged("; ".join(problems))
 
     def demand(self, workers: int) -> None:
         """Raises UsageError for another number of workers."""
         if self.manifest.workers != workers:
-            raise UsageError(f"the checkpoint {self.path} {manifest.another_number(self.manifest.workers, workers)}")
+            why = checkpoint_manifest.another_number(self.manifest.workers, workers)
+            raise UsageError(f"the checkpoint {self.place} {why}")
 
     def worker_state(self, worker: int) -> bytes:
         """What a worker sent; b"" of one that has not. Raises CheckpointDamaged."""
         name = f"worker-{worker}.state"
-        if name not in {f.name for f in self.manifest.files}:
+        if name not in self._stored:
             return b""
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointDamaged(f"{self.path / name}: cannot be read: {error.strerror}") from error
+        with self.local(name) as path:
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise CheckpointDamaged(f"{self.inside(name)}: cannot be read: {error.strerror}") from error
 
     def check_model(self, pair: int, signature: Signature) -> None:
         """Raises ModelMismatch when a pair is another model or optimizer than was saved, CheckpointDamaged."""
-        if difference := self._signature(pair).difference(signature):
-            raise ModelMismatch(f"the checkpoint {self.path} is of another model: {difference}")
+        if difference := self.signature(pair).difference(signature):
+            raise ModelMismatch(f"the checkpoint {self.place} is of another model: {difference}")
 
     def version(self, pair: int) -> int:
         """Updates that were made of a pair of a model and an optimizer; 0 of one that there was not."""
         versions = self.manifest.versions
         return versions[pair] if pair < len(versions) else 0
 
-    def files(self, pair: int, kind: str) -> list[Path]:
+    def files(self, pair: int, kind: str) -> list[str]:
         """The files of a pair, one of each process that wrote a part; `kind` is `parameters` or `optimizer`."""
-        return [self.path / f"ps-{ordinal}.{pair}.{kind}.safetensors" for ordinal in range(self.manifest.shards)]
+        return [f"ps-{ordinal}.{pair}.{kind}.safetensors" for ordinal in range(self.manifest.shards)]
 
-    def _signature(self, pair: int) -> Signature:
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A file to read from. Raises CheckpointDamaged."""
+        if name not in self._stored:
+            raise CheckpointDamaged(f"{self.inside(name)}: the manifest does not name it")
+        with self.place.local(self._stored[name]) as path:
+            yield path
+
+    def inside(self, name: str) -> str:
+        """Where a file is, in words."""
+        return str(self.place.inside(name))
+
+    def signature(self, pair: int) -> Signature:
+        """The model and optimizer of a pair. Raises ModelMismatch when there are fewer, CheckpointDamaged."""
         if pair >= len(self.manifest.versions):
             raise ModelMismatch(
-                f"the checkpoint {self.path} has {len(self.manifest.versions)} optimizers; the script distributes more"
+                f"the checkpoint {self.place} has {len(self.manifest.versions)} optimizers; the script distributes more"
             )
-        try:
-            return Signature.from_json(json.loads((self.path / f"pair-{pair}.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointDamaged(f"{self.path}/pair-{pair}.json: {error}") from error
+        name = f"pair-{pair}.json"
+        with self.local(name) as path:
+            try:
+                return Signature.from_json(json.loads(path.read_text()))
+            except (OSError, ValueError) as error:
+                raise CheckpointDamaged(f"{self.inside(name)}: {error}") from error

@@ -1,8 +1,8 @@
 """The tensors of a checkpoint, whole, however many processes wrote parts of them. Every function raises
 CheckpointDamaged for what cannot be read or is not all there."""
 
-from collections.abc import Container, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,18 +18,18 @@ from paceline_core.errors import CheckpointDamaged
 def parameters(of: Restored, pair: int, signature: Signature, wanted: Iterable[int]) -> dict[int, torch.Tensor]:
     """Parameters by their numbers in the signature, each of shape [numel] and on the CPU."""
     pieces: dict[int, list[tuple[int, torch.Tensor]]] = {number: [] for number in wanted}
-    for path in of.files(pair, "parameters"):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                index, colon, start = name.partition(":")
+    for name in of.files(pair, "parameters"):
+        with _opened(of, name) as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                index, colon, start = key.partition(":")
                 if colon and index.isdigit() and int(index) in pieces:
-                    pieces[int(index)].append((int(start), file.get_tensor(name)))
+                    pieces[int(index)].append((int(start), file.get_tensor(key)))
     return {number: _joined(parts, signature, number) for number, parts in pieces.items()}
 
 
 def untrained(of: Restored, pair: int, signature: Signature) -> dict[int, bytes]:
     """The bytes of frozen parameters and buffers, by their numbers among `signature.untrained`."""
-    with _opened(of.files(pair, "parameters")[0]) as file:
+    with _opened(of, of.files(pair, "parameters")[0]) as file:
         names = set(file.keys())
         return {
             number: bytes(memory(file.get_tensor(info.name).contiguous()))
@@ -48,11 +48,12 @@ def _optimizer_slices(
     of: Restored, pair: int, wanted: Container[int]
 ) -> dict[int, list[tuple[int, optimizer_state.State]]]:
     found: dict[int, list[tuple[int, optimizer_state.State]]] = {}
-    for path in of.files(pair, "optimizer"):
-        try:
-            states = optimizer_state.unpack(path.read_bytes())
-        except Exception as error:
-            raise CheckpointDamaged(f"{path}: {error}") from error
+    for name in of.files(pair, "optimizer"):
+        with of.local(name) as path:
+            try:
+                states = optimizer_state.unpack(path.read_bytes())
+            except Exception as error:
+                raise CheckpointDamaged(f"{of.inside(name)}: {error}") from error
         for (parameter, start), state in states.items():
             if parameter in wanted:
                 found.setdefault(parameter, []).append((start, state))
@@ -68,8 +69,12 @@ def _joined(parts: list[tuple[int, torch.Tensor]], signature: Signature, number:
     return whole
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except Exception as error:  # safetensors has an exception of its own for each kind of damage
-        raise CheckpointDamaged(f"{path}: {error}") from error
+@contextmanager
+def _opened(of: Restored, name: str) -> Iterator[Any]:
+    with of.local(name) as path:
+        try:
+            file = safe_open(path, framework="pt")
+        except Exception as error:  # safetensors has an exception of its own for each kind of damage
+            raise CheckpointDamaged(f"{of.inside(name)}: {error}") from error
+        with file:
+            yield file

@@ -8,14 +8,16 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from paceline import manifest
-from paceline.checkpoints import checkpoint_folder, checkpoint_manifest
+from paceline.checkpoints import checkpoint_manifest, finding
+from paceline.checkpoints.checkpoint_folder import Folder
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.files import bounded_reading
 from paceline.manifest_redaction import HIDDEN, masked
 from paceline.server.gradients.sequencer import read_arrivals
 from paceline.views.sources.run_folders import MANIFEST, Run
 from paceline_core import modes
 from paceline_core.checkpoint_policy import Resume
-from paceline_core.errors import ReplayError, SpecError
+from paceline_core.errors import PacelineError, ReplayError, SpecError
 from paceline_core.launch import Role, Slowdown
 from paceline_core.pod_template import TRAINER_CONTAINER, Container
 from paceline_core.spec import DistributedTraining, TrainingSpec
@@ -33,7 +35,7 @@ class Request:
     training: DistributedTraining
     folder: Path
     replay: Path | None = None
-    resume: Path | None = None  # the checkpoint to go on from
+    resume: CheckpointPlace | None = None  # the checkpoint to go on from
     slow: dict[int, str] = field(default_factory=dict)  # worker -> slowdown
     port: int = 0  # first port of the servers; 0: any
     metrics_port: int = 0  # first port for metrics; 0: any
@@ -47,7 +49,7 @@ class Request:
     @property
     def resumed_step(self) -> int | None:
         """The step of the checkpoint to go on from. Raises CheckpointDamaged."""
-        found = checkpoint_manifest.read(self.resume) if self.resume else None
+        found = self.resume.manifest() if self.resume else None
         return found.step if found else None
 
     @property
@@ -121,13 +123,13 @@ def cluster_only(request: Request) -> list[str]:
     return out
 
 
-def earlier_checkpoints(training: DistributedTraining) -> Path | None:
-    """The folder whose newest checkpoint the training goes on from by itself; None when it begins at its beginning."""
+def earlier_checkpoints(training: DistributedTraining) -> CheckpointPlace | None:
+    """The place whose newest checkpoint the training goes on from by itself; None when it begins at its beginning."""
     asked = training.spec.checkpoint
     if asked is None or asked.to is None or asked.resume is not Resume.AUTO:
         return None
-    place = Path(asked.to, training.metadata.name)
-    return place if checkpoint_folder.complete(place) else None
+    place = finding.place_of(asked.to).inside(training.metadata.name)
+    return place if place.complete() else None
 
 
 def parse_slow(texts: Sequence[str]) -> dict[int, str]:
@@ -205,20 +207,25 @@ def _checkpoint_problems(request: Request) -> list[str]:
     spec, wrong = request.training.spec, []
     if request.resume is not None:
         wrong += _resume_problems(request, request.resume)
-    elif spec.checkpoint is not None and spec.checkpoint.to is not None:
-        place = Path(spec.checkpoint.to, request.training.metadata.name)
-        wrong += _place_problems(place)
+    if spec.checkpoint is not None and spec.checkpoint.to is not None:
+        place = finding.place_of(spec.checkpoint.to).inside(request.training.metadata.name)
+        wrong += _place_problems(place, own=request.resume is not None)
     return wrong
 
 
-def _place_problems(place: Path) -> list[str]:
-    there = next(path for path in (place, *place.parents) if os.path.exists(path))
-    if not os.path.isdir(there):
-        return [f"spec.checkpoint.to: {there} is not a folder"]
+def _place_problems(place: CheckpointPlace, own: bool) -> list[str]:
+    """What keeps a run from saving there; `own`: the checkpoints that are there are its own."""
+    if isinstance(place, Folder):
+        there = next(path for path in (place.path, *place.path.parents) if os.path.exists(path))
+        if not (own or os.path.isdir(there)):
+            return [f"spec.checkpoint.to: {there} is not a folder"]
     try:
-        found = checkpoint_folder.complete(place)
+        place.demand_usable()
+        found = () if own else place.complete()
     except OSError as error:
         return [f"spec.checkpoint.to: {place} cannot be read: {error.strerror}"]
+    except PacelineError as error:
+        return [f"spec.checkpoint.to: {error}"]
     if not found:
         return []
     return [
@@ -227,11 +234,11 @@ def _place_problems(place: Path) -> list[str]:
     ]
 
 
-def _resume_problems(request: Request, checkpoint: Path) -> list[str]:
+def _resume_problems(request: Request, checkpoint: CheckpointPlace) -> list[str]:
     wrong = []
     if request.replay is not None:
         wrong.append("--resume: a replay follows a whole run from its beginning; leave out one of the two")
-    found = checkpoint_manifest.read(checkpoint)
+    found = checkpoint.manifest()
     workers = request.training.spec.world_size
     if found is not None and found.workers != workers:
         wrong.append(f"--resume {checkpoint}: {checkpoint_manifest.another_number(found.workers, workers)}")

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from paceline.checkpoints import checkpoint_folder
+from paceline.checkpoints import finding
+from paceline.checkpoints.checkpoint_folder import FOLDER, Folder
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.files import private_writing
 from paceline.local.preflight import Request
 from paceline.local.replica import Replica
@@ -92,9 +94,10 @@ class RunHistory:
     def begin_anew(self, failure: Mapping[str, Any], status: Mapping[str, Any] | None) -> str:
         """Find what to go on from and set aside what the attempt wrote; gives the words for it.
 
-        Raises OSError, and CheckpointDamaged when there are checkpoints and none is as it was written.
+        Raises OSError, CheckpointDamaged when there are checkpoints and none is as it was written, StoreUnreachable and
+        StoreRefused.
         """
-        found = checkpoint_folder.newest(checkpoints_of(self.request))
+        found = finding.newest(checkpoints_of(self.request))
         self.request = self.first_request if found is None else replace(self.request, resume=found[0])
         wrong = found[2] if found else []
         step = self.request.resumed_step
@@ -160,12 +163,12 @@ def killed(replica: Replica) -> bool:
     return signalled and not replica.stopped_by_us
 
 
-def checkpoints_of(request: Request) -> Path:
+def checkpoints_of(request: Request) -> CheckpointPlace:
     """Where a run saves its checkpoints."""
     asked = request.training.spec.checkpoint
     if asked is not None and asked.to is not None:
-        return Path(asked.to, request.training.metadata.name)
-    return request.folder / checkpoint_folder.FOLDER
+        return finding.place_of(asked.to).inside(request.training.metadata.name)
+    return Folder(request.folder / FOLDER)
 
 
 def set_aside(folder: Path, attempt: int) -> None:
@@ -173,7 +176,7 @@ def set_aside(folder: Path, attempt: int) -> None:
     place = folder / f"attempt-{attempt}"
     place.mkdir(mode=private_writing.FOLDER)
     for path in folder.iterdir():
-        if path.name not in (MANIFEST, checkpoint_folder.FOLDER) and not path.name.startswith("attempt-"):
+        if path.name not in (MANIFEST, FOLDER) and not path.name.startswith("attempt-"):
             os.replace(path, place / path.name)
     shutil.copyfile(folder / MANIFEST, place / MANIFEST)
     (folder / LOGS).mkdir(mode=private_writing.FOLDER)

@@ -23,7 +23,7 @@ from paceline.manifest_redaction import masked
 from paceline.views.sources import local_process
 from paceline.views.sources.run_folders import MANIFEST
 from paceline_core import limits
-from paceline_core.errors import CheckpointDamaged, SpecError
+from paceline_core.errors import CheckpointDamaged, SpecError, StoreRefused, StoreUnreachable
 
 ENDPOINTS = "endpoints.json"
 TICK_SECONDS = 0.1
@@ -111,6 +111,9 @@ class RunMonitor:
             self._failure = own_failure("paceline", f"{self._request.folder} cannot be written: {error}")
         except CheckpointDamaged as error:
             why = f"{self._failure['message']}; and no checkpoint is as it was written: {error}"
+            self._failure = own_failure(self._failure["replica"], why)
+        except (StoreUnreachable, StoreRefused) as error:
+            why = f"{self._failure['message']}; and checkpoints cannot be read: {error}"
             self._failure = own_failure(self._failure["replica"], why)
         else:
             return True

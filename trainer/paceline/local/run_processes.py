@@ -186,7 +186,7 @@ class RunProcesses:
             output=str(request.folder.resolve()),
             termination_log=str(failure),
             replay=str(request.replay.resolve() / ARRIVALS) if request.replay else None,
-            resume=str(request.resume.resolve()) if request.resume else None,
+            resume=request.resume.absolute if request.resume else None,
             slowdown=request.slow.get(ordinal) if role is Role.WORKER else None,
             started=self.began,
         )

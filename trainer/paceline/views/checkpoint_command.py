@@ -1,47 +1,59 @@
 """`paceline checkpoint`: what checkpoints there are, whether they are as they were written, and their weights."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from paceline.checkpoints import checkpoint_folder as folder
-from paceline.checkpoints import checkpoint_manifest as manifest
-from paceline.checkpoints.checkpoint_manifest import Manifest
-from paceline_core.errors import CheckpointDamaged, SpecError
+from paceline.checkpoints import finding
+from paceline.checkpoints.checkpoint_folder import FOLDER, Folder
+from paceline.checkpoints.checkpoint_manifest import FILE, Manifest
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
+from paceline_core.errors import CheckpointDamaged, SpecError, StoreRefused, StoreUnreachable
 
 
-def checkpoint_of(given: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest one of a run that is as it was written.
+@contextmanager
+def told_as_problems() -> Iterator[None]:
+    """What an object store does not give is a problem of what the user named. Raises SpecError."""
+    try:
+        yield
+    except (StoreRefused, StoreUnreachable) as error:
+        raise SpecError([str(error)]) from None
 
-    Raises SpecError.
+
+def checkpoint_of(given: CheckpointPlace) -> CheckpointPlace:
+    """The checkpoint that a place means: itself, or the newest one of a run that is as it was written.
+
+    Raises SpecError, StoreRefused, StoreUnreachable, as all functions here do.
     """
-    root = root_of(given)
-    if (given / manifest.FILE).exists():
-        found = _read(given)
-        if problems := manifest.problems(given, found):
+    found = _manifest(given)
+    if found is not None:
+        if problems := given.problems(found):
             raise SpecError(problems)
         return given
+    root = root_of(given)
     try:
-        newest = folder.newest(root)
+        newest = finding.newest(root)
     except CheckpointDamaged as error:
         raise SpecError([f"{root}: no checkpoint is as it was written: {error}"]) from None
     if newest is None:
         raise SpecError([f"{given}: there is no checkpoint (spec.checkpoint says when to save one)"])
-    path, _, wrong = newest
+    place, _, wrong = newest
     for problem in wrong:
         print(f"passed over: {problem}", file=sys.stderr)
-    return path
+    return place
 
 
-def root_of(given: Path) -> Path:
-    """The folder of checkpoints that a path means: a run's, or itself."""
-    return given / folder.FOLDER if (given / folder.FOLDER).is_dir() else given
+def root_of(given: CheckpointPlace) -> CheckpointPlace:
+    """The folder of checkpoints that a place means: a run's, or itself."""
+    run = isinstance(given, Folder) and (given.path / FOLDER).is_dir()
+    return given.inside(FOLDER) if run else given
 
 
-def show_all(given: Path) -> int:
+def show_all(given: CheckpointPlace) -> int:
     """One line for each checkpoint, the newest first. Raises SpecError."""
-    found = folder.complete(root_of(given))
+    found = root_of(given).complete()
     if not found:
         raise SpecError([f"{given}: there is no checkpoint"])
     for path in found:
@@ -51,9 +63,9 @@ def show_all(given: Path) -> int:
     return 0
 
 
-def verify(given: Path) -> int:
+def verify(given: CheckpointPlace) -> int:
     """Read every file of every checkpoint. Gives 1 when one is not as it was written. Raises SpecError."""
-    paths = [given] if (given / manifest.FILE).exists() else folder.complete(root_of(given))
+    paths = [given] if _is_checkpoint(given) else root_of(given).complete()
     if not paths:
         raise SpecError([f"{given}: there is no checkpoint"])
     bad = 0
@@ -67,7 +79,7 @@ def verify(given: Path) -> int:
     return 1 if bad else 0
 
 
-def show(given: Path) -> int:
+def show(given: CheckpointPlace) -> int:
     """What is in a checkpoint. Raises SpecError."""
     path = checkpoint_of(given)
     print(path)
@@ -75,14 +87,18 @@ def show(given: Path) -> int:
     return 0
 
 
-def export(given: Path, to: Path) -> int:
+def export(given: CheckpointPlace, to: Path) -> int:
     """Write the weights of a checkpoint's first model as one safetensors file. Raises SpecError."""
     from paceline import weights
+    from paceline.checkpoints.restoring import Restored
     from paceline.files import private_writing
 
     path = checkpoint_of(given)
     found = _read(path)
-    tensors = weights.of_checkpoint(path, found.shards, len(found.versions))
+    try:
+        tensors = weights.of_checkpoint(Restored(path, found))
+    except CheckpointDamaged as error:  # it was changed since
+        raise SpecError([str(error)]) from None
     if to.exists() and to.is_dir():
         raise SpecError([f"{to}: is a folder; name the file"])
     try:
@@ -102,19 +118,31 @@ def _umask() -> int:
     return mask
 
 
-def _read(path: Path) -> Manifest:
-    try:
-        found = manifest.read(path)
-    except CheckpointDamaged as error:
-        raise SpecError([str(error)]) from None
+def _read(place: CheckpointPlace) -> Manifest:
+    found = _manifest(place)
     if found is None:
-        raise SpecError([f"{path}: is not a checkpoint (there is no {manifest.FILE} in it)"])
+        raise SpecError([f"{place}: is not a checkpoint (there is no {FILE} in it)"])
     return found
 
 
-def _problems(path: Path) -> Sequence[str]:
+def _manifest(place: CheckpointPlace) -> Manifest | None:
     try:
-        found = manifest.read(path)
+        return place.manifest()
+    except CheckpointDamaged as error:
+        raise SpecError([str(error)]) from None
+
+
+def _is_checkpoint(place: CheckpointPlace) -> bool:
+    """Whether there is a manifest, also a damaged one."""
+    try:
+        return place.manifest() is not None
+    except CheckpointDamaged:
+        return True
+
+
+def _problems(place: CheckpointPlace) -> Sequence[str]:
+    try:
+        found = place.manifest()
     except CheckpointDamaged as error:
         return [str(error)]
-    return manifest.problems(path, found) if found else [f"{path}: has no manifest"]
+    return place.problems(found) if found else [f"{place}: has no manifest"]

@@ -2,9 +2,9 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from paceline.checkpoints import checkpoint_folder
+from paceline.checkpoints import finding
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.checkpoints.restoring import Restored
 from paceline.server.membership.key_value_store import KeyValueStore
 from paceline.server.observability.checkpoint_record import CheckpointRecord
@@ -21,10 +21,15 @@ class Beginning:
 
     @classmethod
     def of(cls, launch: Launch) -> "Beginning":
-        """Look before anything else is begun. Raises CheckpointDamaged, and UsageError for what does not fit."""
-        place, began = checkpoint_folder.root(launch), time.monotonic()
-        if place is not None and launch.ordinal == 0 and launch.resume is None:
-            _demand_own(place)
+        """Look before anything else is begun.
+
+        Raises CheckpointDamaged, StoreUnreachable, and UsageError for what does not fit.
+        """
+        place, began = finding.root(launch), time.monotonic()
+        if place is not None and launch.ordinal == 0:
+            if launch.resume is None:
+                _demand_own(place)
+            place.demand_usable()
         return cls(Restored.of(launch), time.monotonic() - began)
 
     def tell(self, record: CheckpointRecord, store: KeyValueStore) -> None:
@@ -34,10 +39,10 @@ class Beginning:
             store.set_firsts(self.restored.manifest.store)
 
 
-def _demand_own(place: Path) -> None:
+def _demand_own(place: CheckpointPlace) -> None:
     """A training that begins at its beginning neither mixes its checkpoints with those of another, nor removes them."""
     try:
-        found = checkpoint_folder.complete(place)
+        found = place.complete()
     except OSError:
         return  # nor can it be written to, and saving says why
     if found:

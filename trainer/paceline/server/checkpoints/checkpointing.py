@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paceline import weights
-from paceline.checkpoints import checkpoint_folder, part_writer
+from paceline.checkpoints import finding, part_writer
 from paceline.checkpoints.part_writer import Part, PartWriter
 from paceline.server.checkpoints.beginning import Beginning
 from paceline.server.checkpoints.completion import Completion
@@ -34,7 +34,7 @@ class Checkpointing:
         tell: Callable[[dict[str, Any]], None] | None,
         record: CheckpointRecord,
     ) -> None:
-        self._executors, place, spec = executors, checkpoint_folder.root(launch), launch.spec
+        self._executors, place, spec = executors, finding.root(launch), launch.spec
         self.restored = restored = beginning.restored
         self._versions = dict(enumerate(restored.manifest.versions)) if restored else {}
         self._writer: PartWriter | None = None

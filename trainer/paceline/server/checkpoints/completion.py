@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from paceline.checkpoints import checkpoint_folder as folder
+from paceline.checkpoints import finding
+from paceline.checkpoints.checkpoint_folder import reason
 from paceline.checkpoints.checkpoint_manifest import Manifest, StoredFile
+from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.server.observability.checkpoint_record import CheckpointRecord
 from paceline.terminal import printable
-from paceline_core.errors import ProtocolError
+from paceline_core.errors import PacelineError, ProtocolError
 from paceline_core.launch import Launch
 
 LAST = 0  # in place of a step: the state that a worker ended with
@@ -54,7 +55,7 @@ class Completion:
     def __init__(
         self,
         launch: Launch,
-        root: Path,
+        root: CheckpointPlace,
         keep: int,
         parts: int,
         away: Callable[[], set[int]],
@@ -86,7 +87,7 @@ class Completion:
                             self._unfinished.step)  # fmt: skip
                 return False
             self._unfinished = Unfinished(step, time.monotonic())
-        self._jobs.put(lambda: folder.begin(folder.of_step(self._root, step)))
+        self._jobs.put(lambda: finding.of_step(self._root, step).begin())
         return True
 
     def hear_part(self, ordinal: int, value: Mapping[str, Any]) -> None:
@@ -123,7 +124,7 @@ class Completion:
             try:
                 job()
             except Exception as error:  # saving is not on the path of training: it goes on, and says so
-                self._give_up(None, folder.reason(error))
+                self._give_up(None, reason(error))
 
     def _writer(self, ordinal: int) -> str:
         return f"worker-{ordinal}" if self._launch.spec.ring else f"ps-{ordinal}"
@@ -149,8 +150,8 @@ class Completion:
             self._finish_if_whole()
 
     def _write_state(self, it: Unfinished, worker: int, data: bytes) -> None:
-        where = folder.of_step(self._root, it.step)
-        it.workers[worker] = folder.write(where, f"worker-{worker}.state", lambda path: path.write_bytes(data))
+        where = finding.of_step(self._root, it.step)
+        it.workers[worker] = where.write(f"worker-{worker}.state", lambda path: path.write_bytes(data))
 
     def _not_waiting_for(self, away: set[int]) -> None:
         self._gone = away
@@ -169,16 +170,16 @@ class Completion:
         for worker in sorted(missing & self._last_states.keys()):
             self._write_state(it, worker, self._last_states[worker])
         made = self._manifest(it)
-        folder.commit(folder.of_step(self._root, it.step), made)
+        finding.of_step(self._root, it.step).commit(made)
         with self._lock:
             self._unfinished = None
         seconds = time.monotonic() - it.began
         self._record.saved(made, seconds)
         log.info("step %d is saved (%.1f s)", it.step, seconds)
         try:
-            folder.prune(self._root, self._keep)
-        except OSError as error:
-            log.warning("older checkpoints cannot be removed: %s", folder.reason(error))
+            self._root.prune(self._keep)
+        except (OSError, PacelineError) as error:
+            log.warning("older checkpoints cannot be removed: %s", reason(error))
 
     def _manifest(self, it: Unfinished) -> Manifest:
         files: Sequence[StoredFile] = [f for _, files in sorted(it.parts.items()) for f in files]
@@ -200,7 +201,7 @@ class Completion:
             ended = it is not None and (step is None or it.takes(step))
             self._unfinished = None if ended else it
         if it is not None and ended:
-            folder.discard(folder.of_step(self._root, it.step))
+            finding.of_step(self._root, it.step).discard()
         if ended or step is None:  # and not for each process that could not write its part
             self._record.failed(why)
             log.warning("a checkpoint could not be saved, and the training goes on: %s", why)

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from paceline.checkpoints import checkpoint_folder
+from paceline.checkpoints import finding
 from paceline.server.checkpoints.beginning import Beginning
 from paceline.server.checkpoints.completion import Completion
 from paceline.server.checkpoints.save_schedule import SaveSchedule
@@ -28,7 +28,7 @@ class RingCheckpoints:
         self._lock = threading.Lock()
         step = self._restored.manifest.step if self._restored else 0
         self._answered, self._answer = step, {"save": False, "ask_after": step + 1}
-        asked, root = launch.spec.checkpoint, checkpoint_folder.root(launch)
+        asked, root = launch.spec.checkpoint, finding.root(launch)
         if asked is not None and root is not None:
             self._schedule = SaveSchedule(asked, step, time.monotonic())
             self._completion = Completion(
@@ -80,4 +80,4 @@ class RingCheckpoints:
 
     def _resume(self, *_: object) -> str | None:
         """The checkpoint that the training goes on from."""
-        return str(self._restored.path) if self._restored else None
+        return self._restored.place.absolute if self._restored else None

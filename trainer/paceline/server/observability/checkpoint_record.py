@@ -50,7 +50,7 @@ class CheckpointRecord:
         """One could not be saved."""
         with self._lock:
             self._failed += 1
-            reason = "space" if any(text in why for text in NO_ROOM) else "io"
+            reason = "space" if any(text in why for text in NO_ROOM) else "store" if "://" in why else "io"
             self._metrics.add(metrics.CHECKPOINT_FAILURES, 1, SAVE, reason)
 
     def to_json(self, version: int) -> dict[str, Any]:

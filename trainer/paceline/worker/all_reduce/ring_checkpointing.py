@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from paceline.checkpoints import checkpoint_folder, part_writer, state_values
+from paceline.checkpoints import finding, part_writer, state_values
 from paceline.checkpoints.part_writer import Part, PartWriter
 from paceline.checkpoints.restoring import Restored
 from paceline.model_signature import Signature
@@ -41,7 +41,7 @@ class RingCheckpointing:
     ) -> None:
         self._launch, self._store, self._own_state, self._pairs, self._clock = launch, store, own_state, pairs, clock
         self._signatures: list[Signature] = []
-        root = checkpoint_folder.root(launch)
+        root = finding.root(launch)
         self._writer = PartWriter(launch.ordinal, root, store.saved) if root is not None else None
         self._restored = self._verified()
         state = reporter.fetch_state()[0] if self._restored else b""
@@ -104,10 +104,10 @@ class RingCheckpointing:
             self._writer.close()
 
     def _verified(self) -> Restored | None:
-        path = self._store.resumed_from() if self._launch.resume is not None else None
-        if path is None:
+        where = self._store.resumed_from() if self._launch.resume is not None else None
+        if where is None:
             return None
-        found = Restored(path)
+        found = Restored(finding.place_of(where))
         found.verify(self._launch.world_size)
         return found
 
@@ -116,7 +116,7 @@ class RingCheckpointing:
         versions = restored.manifest.versions
         if tuple(numbers) != versions:
             raise UsageError(
-                f"the checkpoint {restored.path} has {sum(versions)} updates, of which worker-{self._launch.ordinal} "
+                f"the checkpoint {restored.place} has {sum(versions)} updates, of which worker-{self._launch.ordinal} "
                 f"took part in {sum(numbers)}: {self._launch.spec.topology} goes on where every worker took part in all"
             )
 

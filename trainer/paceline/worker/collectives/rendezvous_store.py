@@ -5,7 +5,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -96,10 +95,10 @@ class RendezvousStore(dist.Store):  # type: ignore[name-defined,misc]
         """Tell what this worker has written of a checkpoint, or why it could not."""
         self._ask({"op": "saved", "part": part})
 
-    def resumed_from(self) -> Path | None:
-        """The checkpoint that the training goes on from."""
-        path = self._ask({"op": "resume"})
-        return None if path is None else Path(path)
+    def resumed_from(self) -> str | None:
+        """Where the checkpoint is that the training goes on from."""
+        where = self._ask({"op": "resume"})
+        return None if where is None else str(where)
 
     def close(self) -> None:
         """End the connection."""
