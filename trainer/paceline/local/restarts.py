@@ -4,6 +4,7 @@ A script's own error ends the run: it would come again. Being killed by a signal
 """
 
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -16,11 +17,10 @@ from typing import Any
 from paceline.checkpoints import checkpoint_folder
 from paceline.files import private_writing
 from paceline.local.preflight import Request
-from paceline.local.replica import Replica
+from paceline.local.replica import SIGNALLED, Replica
 from paceline.views.sources.run_folders import MANIFEST
 from paceline_core.goodput import Loss
 
-SIGNALLED = 128  # a shell's exit code beyond it: what it ran was ended by a signal
 LOGS = "logs"
 
 
@@ -115,6 +115,18 @@ class RunHistory:
             "productive": sum(p for _, p, _ in spent),
             "lost": lost,
         }
+
+    def how_to_go_on(self) -> str | None:
+        """What a run that was interrupted has saved, and the command that goes on from it."""
+        if self.request.training.spec.checkpoint is None:
+            return None
+        root = checkpoints_of(self.request)
+        found = checkpoint_folder.complete(root)
+        if not found:
+            return "no checkpoint was saved"
+        run = self.request.folder if root.parent == self.request.folder else root
+        command = shlex.join(["paceline", "run", str(self.request.file), "--resume", str(run)])
+        return f"saved: step {int(found[0].name.partition('-')[2])}; to go on: {command}"
 
     def told(self) -> list[dict[str, Any]]:
         """The restarts, as result.json has them."""

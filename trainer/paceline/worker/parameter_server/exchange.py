@@ -65,6 +65,7 @@ class Exchange:
         self._version, self._lowest = 0, 0
         self.number = 0  # of the optimizer's last step
         self.save_asked = 0  # by the last answer: the checkpoint for which this worker is to send its state
+        self.save_last = False  # and after which it is to make no further step
         self._ignored = False
         self.gradients = GradientBuckets(
             self.parameters, pair.signature, self._plan, self._push, observer.gradient_ready,
@@ -104,7 +105,7 @@ class Exchange:
         self._say_if_ignored(found[0], changed)
         self._install(found)
         self.number += 1
-        self.save_asked = max(answer.save for answer in found)
+        self.save_asked, self.save_last = max((answer.save, answer.last) for answer in found)
         return LastStep(found[0].version, found[0].delay, found[0].accepted, found[0].reason)
 
     def fetch_optimizer_state(self) -> dict[torch.Tensor, dict[str, Any]] | None:
