@@ -41,7 +41,7 @@ class Preemption:
         self._told = False
         self._held = 0  # the checkpoint for which the state is sent
         self._leaving = False
-        self._failure: PacelineError | None = None
+        self._failure: Exception | None = None
         self._released = threading.Event()
         self._lock = threading.Lock()  # of leaving in order, or ending by the signal
         self._asks: threading.Thread | None = None
@@ -83,10 +83,13 @@ class Preemption:
         if before != -1:  # the script's: then `_handle` has to do
             signal.set_wakeup_fd(before)
         os.register_at_fork(after_in_child=self._forked)
-        threading.Thread(target=self._run, name="preemption", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="preemption", daemon=True)
+        self._thread.start()
         return True
 
     def _handle(self, *_: int | FrameType | None) -> None:
+        if not self._thread.is_alive():
+            self._exit()
         with suppress(BlockingIOError):
             os.write(self._write, HANDLED)
 
@@ -98,6 +101,12 @@ class Preemption:
             signal.set_wakeup_fd(found)
 
     def _run(self) -> None:
+        try:
+            self._wait_for_signals()
+        except Exception:  # the training goes on, and SIGTERM ends this process at once
+            log.exception("no checkpoint can be saved any more because of SIGTERM")
+
+    def _wait_for_signals(self) -> None:
         """Of each signal the pipe tells twice, or once where another has taken the wakeup descriptor."""
         seen, until = {SIGNAL: 0, HANDLED: 0}, None
         while until is None or time.monotonic() < until:
@@ -133,7 +142,7 @@ class Preemption:
         while not self._leaving:
             try:
                 over, saved = self._client.ending(self._held, self._told)
-            except PacelineError as error:
+            except Exception as error:  # whoever waits for this thread must go on
                 self._nobody_answers(error)
                 return
             if over and self._told:
@@ -141,11 +150,12 @@ class Preemption:
                 self._end(f"ends; the newest checkpoint is that of step {saved}" if saved else "ends: nothing to save")
             time.sleep(ASK_SECONDS)
 
-    def _nobody_answers(self, error: PacelineError) -> None:
+    def _nobody_answers(self, error: Exception) -> None:
         if self._told:
             self._end(f"ends: {error}")
         gone = f"{self._launch.first_server} has ended after the checkpoint of step {self._held}"
-        self._failure = error.with_traceback(None) if error.from_peer else PeerLost(f"{gone}: {error}")
+        named = isinstance(error, PacelineError) and error.from_peer
+        self._failure = error.with_traceback(None) if named else PeerLost(f"{gone}: {error}")
         self._released.set()
 
     def _end(self, why: str) -> None:
