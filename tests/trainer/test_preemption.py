@@ -133,8 +133,9 @@ seen = open(f"{os.environ['SEEN']}-{paceline.rank()}", "a")
 for step in range(10):
     if step == 3 and paceline.rank() == 1: time.sleep(90)
     optimizer.zero_grad()
-    model(torch.randn(4, 8)).square().mean().backward()
-    if step == 3: print(step, file=seen, flush=True)
+    loss = model(torch.randn(4, 8)).square().mean()
+    if step == 3: print("about to wait", file=seen, flush=True)
+    loss.backward()
     optimizer.step()
     print(step, file=seen, flush=True)
 """
@@ -256,4 +257,4 @@ def test_without_checkpoints_a_run_ends_as_ever(tmp_path: Path) -> None:
     outcome = told_at(tmp_path, asked, "runner")
     assert outcome.code == 130, outcome.output
     assert TOLD not in outcome.output
-    assert "checkpoint" not in outcome.output
+    assert not re.search("sav(ed|ing)", outcome.output)

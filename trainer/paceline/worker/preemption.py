@@ -45,6 +45,7 @@ class Preemption:
         self._released = threading.Event()
         self._lock = threading.Lock()  # of leaving in order, or ending by the signal
         self._asks: threading.Thread | None = None
+        self._forking = threading.local()
         self._watches = self._is_free() and self._watch()
 
     def hold(self, checkpoint: int, last: bool) -> None:
@@ -82,7 +83,7 @@ class Preemption:
         before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         if before != -1:  # the script's: then `_handle` has to do
             signal.set_wakeup_fd(before)
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(before=self._forks, after_in_parent=self._has_forked, after_in_child=self._forked)
         self._thread = threading.Thread(target=self._run, name="preemption", daemon=True)
         self._thread.start()
         return True
@@ -93,12 +94,20 @@ class Preemption:
         with suppress(BlockingIOError):
             os.write(self._write, HANDLED)
 
+    def _forks(self) -> None:
+        """Let no SIGTERM come to the new process before it is its own: it would be told here, and not there."""
+        self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def _has_forked(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
+
     def _forked(self) -> None:
         """In a process that the script's has forked, SIGTERM is what it was: nobody else's end."""
         if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if (found := signal.set_wakeup_fd(-1)) != self._write:
             signal.set_wakeup_fd(found)
+        self._has_forked()
 
     def _run(self) -> None:
         try:
