@@ -18,7 +18,7 @@ from .test_checkpoints import SCRIPT, STEPS
 from .test_restarts import ended, process_of, started, steps_of
 
 SELDOM = {"everySteps": 1000}  # so that whatever is saved was saved because of the signal
-SLOW = SCRIPT.replace("    optimizer.zero_grad()", "    optimizer.zero_grad(); time.sleep(0.02)")
+SLOW = SCRIPT.replace("    optimizer.zero_grad()", "    optimizer.zero_grad(); time.sleep(0.1)")
 EXACT = names(lambda it: it.knobs.waits_for_all)
 OTHERS = names(lambda it: not it.knobs.waits_for_all)
 SAVED = re.compile(r"saved: step (\d+); to go on: paceline run \S+ --resume (\S+)")

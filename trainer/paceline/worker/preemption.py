@@ -24,11 +24,8 @@ from paceline_core.launch import Launch
 ASK_SECONDS = 0.1  # between two questions
 CONNECT_SECONDS = 1.0  # for who answers them: a server that has gone is not waited for
 EXIT = 128 + signal.SIGTERM  # as a shell says it of a process that the signal ended
-SIGNAL, HANDLED, HELD = (
-    bytes([signal.SIGTERM]),
-    b"h",
-    b"s",
-)  # what the pipe tells: the system saw it, Python did; a hold
+# what the pipe tells: the system saw the signal, Python did, the script is held
+SIGNAL, HANDLED, HELD = bytes([signal.SIGTERM]), b"h", b"s"
 log = logging.getLogger("paceline")
 
 
@@ -58,6 +55,7 @@ class Preemption:
         self._held = checkpoint
         os.write(self._write, HELD)
         self._released.wait(self._launch.grace)
+        self._held = 0  # whoever was to end has not: on with the training
         if self._failure is not None:
             raise self._failure
 
@@ -150,14 +148,18 @@ class Preemption:
     def _ask_until_over(self) -> None:
         while not self._leaving:
             try:
-                over, saved = self._client.ending(self._held, self._told)
+                if self._told or self._held:
+                    self._ask_once()
             except Exception as error:  # whoever waits for this thread must go on
                 self._nobody_answers(error)
                 return
-            if over and self._told:
-                self._tell_rest()
-                self._end(f"ends; the newest checkpoint is that of step {saved}" if saved else "ends: nothing to save")
             time.sleep(ASK_SECONDS)
+
+    def _ask_once(self) -> None:
+        over, saved = self._client.ending(self._held, self._told)
+        if over and self._told:
+            self._tell_rest()
+            self._end(f"ends; the newest checkpoint is that of step {saved}" if saved else "ends: nothing to save")
 
     def _nobody_answers(self, error: Exception) -> None:
         if self._told:
