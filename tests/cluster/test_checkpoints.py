@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import HOME, OWN, ROOT, Trainings, container_of, example, kubectl, wait_for
-from tests.cluster.test_training import local_sha
+from tests.cluster.test_training import evict, local_sha
 from tests.cluster.test_trouble import explained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -99,6 +100,31 @@ def test_what_is_taken_in_the_middle_goes_on_to_the_same_weights(
     assert f"{pod}: its pod was deleted. The training goes on from the checkpoint of step" in said
     explained({"reason": "PodDeleted", "message": said.replace(pod, "ps-1")})
     assert "resumed" not in trainings.kubectl("logs", f"{NAME}-worker-0")
+    assert sha(trainings) == undisturbed(manifest, tmp_path)
+
+
+def taken_by_a_user(trainings: Trainings) -> None:
+    trainings.kubectl("delete", "pod", f"{NAME}-worker-1", "--wait=false")
+
+
+def drained(trainings: Trainings) -> None:
+    """All pods of a node, as `kubectl drain` takes them; the cordon would keep the next ones off the only node."""
+    for pod in trainings.pods(NAME):
+        evict(trainings, pod["metadata"]["name"])
+
+
+@pytest.mark.parametrize("take", [taken_by_a_user, drained])
+def test_what_is_told_to_end_saves_first(
+    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None]
+) -> None:
+    manifest = a_training(epochs=40, steps=100_000, resume="Never")  # none but because of the signal
+    trainings.apply(manifest)
+    before = wait_for(lambda: trainings.status(NAME).get("step", 0), "a step", 180)
+    take(trainings)
+    trainings.until(NAME, attempt=1)
+    status = trainings.wait(NAME, 500)
+    assert status["phase"] == "Succeeded", status
+    assert before <= status["checkpoint"]["resumedFrom"] < status["totalSteps"] == status["step"]
     assert sha(trainings) == undisturbed(manifest, tmp_path)
 
 

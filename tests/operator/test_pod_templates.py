@@ -206,6 +206,7 @@ def worker_template() -> dict[str, Any]:
         "securityContext": {"runAsUser": 1001, "fsGroup": 1002},
         "serviceAccountName": "trainers",
         "priorityClassName": "high",
+        "terminationGracePeriodSeconds": 120,
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         "nodeSelector": {"gpu": "h200", "kubernetes.io/arch": "arm64", "kubernetes.io/os": "linux"},
         "affinity": {"nodeAffinity": {}},
@@ -230,6 +231,7 @@ def test_servers_inherit_what_it_takes_to_run_the_image_and_no_hardware() -> Non
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert (spec["serviceAccountName"], spec["priorityClassName"]) == ("trainers", "high")
     assert spec["automountServiceAccountToken"] is False
+    assert spec["terminationGracePeriodSeconds"] == 120
     assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     assert spec["nodeSelector"] == {"kubernetes.io/arch": "arm64", "kubernetes.io/os": "linux"}
     assert not {"affinity", "runtimeClassName", "initContainers"} & set(spec)
@@ -247,5 +249,8 @@ def test_servers_with_a_template_of_their_own_inherit_the_image_alone() -> None:
     spec = pods.pod(a_subject(raw), Role.SERVER, 0, 0, 0)["spec"]
     assert spec["containers"][0]["image"] == "example/image:1"
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["terminationGracePeriodSeconds"] == 120
+    raw["parameterServer"]["template"]["spec"]["terminationGracePeriodSeconds"] = 60
+    assert pods.pod(a_subject(raw), Role.SERVER, 0, 0, 0)["spec"]["terminationGracePeriodSeconds"] == 60
     assert "runAsUser" not in spec["securityContext"]
     assert not {"tolerations", "nodeSelector", "priorityClassName", "serviceAccountName"} & set(spec)

@@ -47,6 +47,18 @@ def test_a_pod_listens_on_ipv4_and_ipv6_and_knows_its_node(role: Role, name: str
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("asked", "grace", "waits"), [(None, 30.0, 27.0), (120, 120.0, 117.0), (5, 5.0, 4.0)])
+@pytest.mark.parametrize(("role", "name"), [(Role.WORKER, "trainer"), (Role.SERVER, "server")])
+def test_a_pod_knows_how_long_it_may_take_to_end(
+    role: Role, name: str, asked: int | None, grace: float, waits: float
+) -> None:
+    raw = a_spec()
+    raw["workers"]["template"]["spec"] |= {} if asked is None else {"terminationGracePeriodSeconds": asked}
+    launch = Launch.from_environment(environment(pods.pod(a_subject(raw), role, 0, 0, 0), name))
+    assert launch is not None
+    assert (launch.grace, launch.end_limit) == (grace, waits)
+
+
 def test_builders_do_not_edit_their_input() -> None:
     raw = a_spec()
     before = deepcopy(raw)

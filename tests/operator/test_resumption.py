@@ -10,6 +10,7 @@ from kubernetes.aio import client
 from paceline_core.launch import NEWEST, Launch, Role
 from paceline_operator.decisions import resumption, training_answer
 from paceline_operator.decisions.decide import decide
+from paceline_operator.decisions.observe import End
 from paceline_operator.decisions.persisted_state import PersistedState
 from paceline_operator.decisions.training_answer import CheckpointTold, TrainingProgress
 from paceline_operator.objects import pods
@@ -120,6 +121,16 @@ def test_what_a_server_leaves_when_it_fails_is_newer_than_what_was_heard() -> No
     scene.fail("worker-1").fail("ps-0", details=details)
     settle(scene)
     assert "from the checkpoint of step 200 (12 updates are made again)" in status_of(scene, None, before)["message"]
+
+
+def test_what_a_server_saved_before_it_ended_as_it_was_told_to_is_newer_than_what_was_heard() -> None:
+    scene = Scene(saving()).running()
+    before = status_of(scene, replace(SLOW, checkpoint=SAVED))
+    scene.change("worker-1", terminating=scene.now + 30)
+    settle(scene)
+    scene.change("ps-0", end=End(0, details={"summary": {"checkpoint": TOLD | {"step": 163, "updates_since": 0}}}))
+    message = status_of(scene, None, before)["message"]
+    assert "goes on from the checkpoint of step 163: restart 1 (0 of 3" in message
 
 
 def test_a_suspended_training_and_one_that_goes_on_say_so() -> None:

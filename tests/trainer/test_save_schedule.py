@@ -10,7 +10,7 @@ import pytest
 from paceline import metrics
 from paceline.checkpoints import checkpoint_folder, checkpoint_manifest
 from paceline.server.checkpoints.ring_checkpoints import RingCheckpoints
-from paceline.server.checkpoints.save_schedule import QUESTIONS, SaveSchedule
+from paceline.server.checkpoints.save_schedule import LONGEST_SECONDS, QUESTIONS, SaveSchedule
 from paceline.server.membership.key_value_store import Asker, KeyValueStore
 from paceline.server.membership.membership import Membership
 from paceline.server.observability.checkpoint_record import CheckpointRecord
@@ -38,21 +38,32 @@ def walked(asked: Checkpoint, step_seconds: float, seconds: float, begin: int = 
     return saved, questions
 
 
-@pytest.mark.parametrize(("begin", "expected"), [(0, [7, 14, 21]), (10, [17, 24, 31])])
-def test_by_steps_it_is_asked_once_for_each_checkpoint(begin: int, expected: list[int]) -> None:
-    assert walked(Checkpoint(everySteps=7), 1.0, 21, begin) == (expected, 1 + len(expected))
+@pytest.mark.parametrize(("begin", "expected"), [(0, [700, 1400, 2100]), (10, [710, 1410, 2110])])
+def test_by_steps_it_is_asked_about_once_a_second(begin: int, expected: list[int]) -> None:
+    saved, questions = walked(Checkpoint(everySteps=700), 0.01, 21, begin)
+    assert saved == expected
+    assert 21 / LONGEST_SECONDS <= questions <= 21 / LONGEST_SECONDS + len(expected) + 8, "they double at first"
 
 
 @pytest.mark.parametrize("step_seconds", [0.001, 0.07, 1, 45])
-def test_by_time_a_checkpoint_is_at_most_a_share_late_and_seldom_asked_for(step_seconds: float) -> None:
-    every, count = 60.0, 5
+@pytest.mark.parametrize("every", [6.0, 60.0])
+def test_by_time_a_checkpoint_is_at_most_a_share_late_and_seldom_asked_for(every: float, step_seconds: float) -> None:
+    count, every = 5, max(every, step_seconds)
     saved, questions = walked(Checkpoint(everySeconds=every), step_seconds, 1.1 * every * count)
     times = [0.0, *(step * step_seconds for step in saved)]
     between = [after - before for before, after in itertools.pairwise(times)]
-    late = every / QUESTIONS + step_seconds
+    late = min(every / QUESTIONS, LONGEST_SECONDS) + step_seconds
     assert len(between) >= every * count // (every + late)
     assert all(every - step_seconds <= each <= every + late for each in between)
-    assert questions <= (QUESTIONS + 3) * (count + 1) + 20
+    assert questions <= max(QUESTIONS + 3, every / LONGEST_SECONDS + 3) * (count + 1) + 20
+
+
+def test_who_asks_has_one_at_once() -> None:
+    schedule = SaveSchedule(Checkpoint(everySteps=10), 0, 0.0)
+    assert schedule.due(3, 1.0, asked=True)
+    assert not schedule.due(4, 1.0)
+    assert not schedule.due(12, 1.0)
+    assert schedule.due(13, 1.0), "the next is due as long after it"
 
 
 def test_both_are_heeded() -> None:
@@ -98,11 +109,45 @@ def asked(tmp_path: Path) -> Iterator[Asked]:
 
 
 def test_all_workers_get_the_answer_that_the_first_got(asked: Asked) -> None:
-    for step, expected in ((1, {"save": False, "ask_after": 4}), (5, {"save": True, "ask_after": 9})):
-        assert [asked.ask(worker, "save", step=step) for worker in (0, 1, 0)] == [expected] * 3
-    with pytest.raises(ValueError, match="a question about step 4 after one about 5"):
-        asked.ask(1, "save", step=4)
-    assert asked.ask(0, "save", step=9) == {"save": False, "ask_after": 13}, "one is on its way"
+    for step, expected in ((1, (False, 3)), (4, (True, 8))):
+        answers = [asked.ask(worker, "save", step=step) for worker in (0, 1, 0)]
+        assert answers[1:] == answers[:1] * 2
+        assert (answers[0]["save"], answers[0]["ask_after"], answers[0]["last"]) == (*expected, False)
+    with pytest.raises(ValueError, match="a question about step 3 after one about 4"):
+        asked.ask(1, "save", step=3)
+    assert not asked.ask(0, "save", step=9)["save"], "one is on its way"
+
+
+def test_who_is_told_to_end_has_the_next_step_saved_as_the_last(asked: Asked) -> None:
+    assert asked.ask(0, "save", step=1) == {"save": False, "ask_after": 3, "last": False}
+    assert asked.ask(1, "ending", step=0, ends=True) == {"over": False, "saved": 0}
+    answers = [asked.ask(worker, "save", step=3) for worker in (0, 1)]
+    assert [(it["save"], it["last"]) for it in answers] == [(True, True)] * 2
+    assert not asked.ask(1, "ending", step=3, ends=True)["over"]
+    assert not asked.checkpoints.may_end()
+    asked.saved(0, 3)
+    asked.saved(1, 3)
+    eventually(asked.checkpoints.idle)
+    assert asked.ask(1, "ending", step=3, ends=True) == {"over": True, "saved": 3}
+    assert asked.checkpoints.may_end()
+
+
+def test_nothing_is_waited_for_without_a_step_or_without_who_makes_the_next(asked: Asked) -> None:
+    assert asked.checkpoints.may_end(), "nothing was made"
+    asked.ask(0, "save", step=1)
+    assert not asked.checkpoints.may_end()
+    asked.membership.lost[1] = 0.0
+    assert asked.checkpoints.may_end(), "worker-1 is gone, and all make each step together"
+
+
+def test_a_last_checkpoint_that_cannot_be_saved_is_not_waited_for(asked: Asked) -> None:
+    asked.ask(0, "save", step=1)
+    asked.ask(1, "ending", step=0, ends=True)
+    asked.ask(0, "save", step=3)
+    asked.ask(0, "saved", part={"step": 3, "error": "No space left on device"})
+    eventually(asked.checkpoints.idle)
+    assert asked.ask(1, "ending", step=3, ends=True) == {"over": True, "saved": 0}
+    assert asked.checkpoints.may_end()
 
 
 def test_a_ring_says_after_which_step_it_saved(asked: Asked, tmp_path: Path) -> None:

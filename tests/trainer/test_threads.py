@@ -3,9 +3,11 @@
 The table is compared with the code: a thread that is new needs a row.
 """
 
+import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,9 +32,11 @@ from paceline.worker.all_reduce.diagnosis_responder import DiagnosisResponder
 from paceline.worker.observability.socket_queues import SocketQueues
 from paceline.worker.observability.step_metrics import StepMetrics
 from paceline.worker.parameter_server.shard_connection import ShardConnection
+from paceline.worker.preemption import Preemption
+from paceline_core.launch import Role
 
 from .conftest import eventually
-from .inprocess import Served, Trainee
+from .inprocess import Served, Trainee, launch
 from .made import a_status, serving
 
 SOURCE = Path(__file__).parents[2] / "trainer/paceline"
@@ -85,6 +89,8 @@ BY_THEMSELVES = {  # each has a test of its own below
     ("local/background_output.py", "self._pass_on"),  # in test_output.py
     ("checkpoints/object_store.py", "answer"),  # in test_object_store.py
     ("worker/script_end.py", "_watch"),  # in test_script_end.py
+    ("worker/preemption.py", "self._run"),
+    ("worker/preemption.py", "self._ask_until_over"),
 }
 
 
@@ -173,6 +179,39 @@ def test_a_diagnosis_that_cannot_be_answered_is_said(caplog: pytest.LogCaptureFi
     responder._channel = SimpleNamespace(header=raises)  # type: ignore[assignment]
     responder._answer()
     assert "broken on purpose" in caplog.text
+
+
+def a_preemption(ending: Callable[..., Any] = raises) -> Preemption:
+    it = Preemption.__new__(Preemption)
+    it._launch, it._released, it._failure = launch(Role.WORKER), threading.Event(), None
+    it._leaving, it._told, it._held = False, False, 3
+    it._client = SimpleNamespace(ending=ending)  # type: ignore[assignment]
+    return it
+
+
+def test_a_held_script_is_told_that_nobody_says_what_it_waits_for() -> None:
+    it = a_preemption()
+    it._ask_until_over()
+    assert it._released.is_set()
+    assert "broken on purpose" in str(it._failure)
+
+
+def test_without_the_thread_that_hears_it_sigterm_ends_a_worker_at_once(
+    monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(Preemption, "_exit", staticmethod(lambda: ends.append(1)))
+    monkeypatch.setattr(Preemption, "_wait_for_signals", raises)
+    it = a_preemption()
+    it._read, it._write = os.pipe()
+    it._thread = threading.Thread(target=it._run)
+    it._thread.start()
+    it._thread.join()
+    assert "broken on purpose" in caplog.text
+    it._handle()
+    assert ends
+    os.close(it._read)
+    os.close(it._write)
 
 
 def test_progress_that_cannot_be_shown_does_not_end_the_watch() -> None:

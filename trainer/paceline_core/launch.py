@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from paceline_core import limits
 from paceline_core.errors import LaunchError
 from paceline_core.limits import START, STEP, Limit
 from paceline_core.spec import TrainingSpec
@@ -82,6 +83,7 @@ class Launch:
     resume: str | None = None  # checkpoint to go on from, or NEWEST
     slowdown: str | None = None  # for example 30ms, 10x or send:30ms
     started: float | None = None  # when the training began, in Unix time, if not with this process
+    grace: float = 0.0  # seconds from SIGTERM to SIGKILL, in which a checkpoint can be saved
     node: str = ""  # where the process runs, if its host name does not tell
     extra: Mapping[str, str] = field(default_factory=dict)  # further variables, passed through
 
@@ -111,6 +113,11 @@ class Launch:
         """How long a process waits at most for another that has joined."""
         return Limit(self.spec.gradients.timeout_seconds, STEP)
 
+    @property
+    def end_limit(self) -> float:
+        """How long a process that was told to end waits at most for a checkpoint before it does, in seconds."""
+        return limits.to_end(self.grace)
+
     def to_environment(self) -> dict[str, str]:
         """The variables to start the process with."""
         texts: dict[str, str | None] = {
@@ -131,6 +138,7 @@ class Launch:
             "RESUME": self.resume,
             "SLOWDOWN": self.slowdown,
             "STARTED": None if self.started is None else str(self.started),
+            "GRACE": str(self.grace) if self.grace else None,
             "NODE": self.node or None,
         }
         own = {PREFIX + k: v for k, v in texts.items() if v is not None}
@@ -175,6 +183,7 @@ class Launch:
                 resume=get("RESUME"),
                 slowdown=get("SLOWDOWN"),
                 started=float(environment[PREFIX + "STARTED"]) if PREFIX + "STARTED" in environment else None,
+                grace=float(get("GRACE", "0")),
                 node=get("NODE") or "",
             )
             if len(bytes.fromhex(launch.training_id)) != 16:

@@ -2,6 +2,7 @@
 
 # after a failure a server answers each connection with it for so long, for the others to ask what happened
 REFUSAL_SECONDS = 5.0
+MARGIN_SECONDS, MARGIN_SHARE = 3.0, 0.2  # the lesser is left of the time of grace, to end in
 START, STEP = "spec.runPolicy.startTimeoutSeconds", "spec.gradients.timeoutSeconds"
 
 
@@ -19,6 +20,11 @@ class Limit(float):
     def plus(self, seconds: float) -> "Limit":
         """A longer one, which the same field moves."""
         return Limit(self + seconds, self.setting)
+
+
+def to_end(grace: float) -> float:
+    """How long a process that is killed `grace` seconds after SIGTERM may wait for a checkpoint before it ends."""
+    return grace - min(MARGIN_SECONDS, MARGIN_SHARE * grace)
 
 
 def words(seconds: float) -> str:

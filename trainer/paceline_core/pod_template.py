@@ -6,9 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from paceline_core.resource import Open
+from paceline_core.resource import LONGEST_SECONDS, Open
 
 TRAINER_CONTAINER = "trainer"
+GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL, of a pod that says nothing
 MOST_GPUS = 64  # of a replica: one process for each
 VARIABLE = r"^[ -<>-~]+$"  # a name as Kubernetes takes it: printable ASCII without `=`
 NO_NUL = r"^[^\x00]*$"  # where the system ends a text
@@ -55,6 +56,19 @@ class PodSpec(Open):
     """The `spec` of a pod template."""
 
     containers: tuple[Container, ...] = Field(description="Containers of the pod.", min_length=1)
+    termination_grace_period_seconds: int | None = Field(
+        default=None,
+        ge=0,
+        le=int(LONGEST_SECONDS),
+        description="Seconds from SIGTERM to SIGKILL, in which a training that saves checkpoints saves one more. "
+        "Servers have the workers' if their own template says nothing. Default: 30, as in Kubernetes.",
+    )
+
+    @property
+    def grace_seconds(self) -> float:
+        """From SIGTERM to SIGKILL."""
+        asked = self.termination_grace_period_seconds
+        return GRACE_SECONDS if asked is None else float(asked)
 
 
 class PodTemplate(Open):

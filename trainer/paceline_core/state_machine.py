@@ -136,12 +136,14 @@ class Save:
     """Keep everything as it is now: `step` counts the updates made, of all pairs of a model and an optimizer.
 
     No event makes the state machine say so; shard 0 puts it into the order of each of these `pairs`, so that all shards
-    save the same. With `asks`, each worker is asked in its next reply for a state of its own.
+    save the same. With `asks`, each worker is asked in its next reply for a state of its own. With `last` the training
+    ends there for now, because processes were told to: each worker makes no further step.
     """
 
     step: int
     pairs: int
     asks: bool
+    last: bool = False
 
 
 Event = Joined | Left | Pushed

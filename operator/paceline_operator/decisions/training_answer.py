@@ -118,9 +118,10 @@ def final_progress(pods: Sequence[Pod]) -> TrainingProgress | None:
 
 
 def checkpoint_at_failure(pods: Sequence[Pod]) -> CheckpointTold | None:
-    """What the shard 0 or coordinator among these pods left of checkpoints when it failed; one that trained does."""
+    """What the shard 0 or coordinator among these pods left of checkpoints when it failed, or was told to end."""
     details = next((p.end.details for p in pods if p.end and not p.is_worker and p.ordinal == 0), {})
-    return _checkpoint(details.get("checkpoint"))
+    summary = details.get("summary")
+    return _checkpoint((summary if isinstance(summary, Mapping) else details).get("checkpoint"))
 
 
 def not_finite(pods: Sequence[Pod]) -> list[str]:

@@ -15,7 +15,8 @@ SERVER_CONTAINER = "server"
 OUTPUT_FOLDER = "/var/run/paceline/output"
 # Servers run the workers' image, so they have what it takes to pull and run it, but they need none of their hardware.
 IMAGE = ("image", "imagePullPolicy")
-INHERITED = ("imagePullSecrets", "securityContext", "serviceAccountName", "priorityClassName", "tolerations")
+INHERITED_ALWAYS = ("imagePullSecrets", "terminationGracePeriodSeconds")  # all save a last checkpoint together
+INHERITED = (*INHERITED_ALWAYS, "securityContext", "serviceAccountName", "priorityClassName", "tolerations")
 INHERITED_SECURITY = ("runAsUser", "runAsGroup", "runAsNonRoot")  # of the container
 INHERITED_NODES = ("kubernetes.io/arch", "kubernetes.io/os")  # of the node selector: where the image runs at all
 
@@ -42,9 +43,9 @@ def of_role(spec: TrainingSpec, raw: Raw, role: Role) -> Raw:
     given = raw.get(spec.member, {}).get("template")
     if given is None:
         return {"spec": {**_inherited(workers["spec"]), "containers": [_server(trainer)]}}
-    secrets = _only(workers["spec"], ("imagePullSecrets",))
+    common = _only(workers["spec"], INHERITED_ALWAYS)
     containers = [{**image, **c} if c["name"] == SERVER_CONTAINER else c for c in given["spec"]["containers"]]
-    return {**given, "spec": {**secrets, **given["spec"], "containers": containers}}
+    return {**given, "spec": {**common, **given["spec"], "containers": containers}}
 
 
 def mounts(container: Raw) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from paceline_core import metric_series, validation
 from paceline_core.launch import NEWEST, PREFIX, Launch, Role
-from paceline_core.pod_template import TRAINER_CONTAINER
+from paceline_core.pod_template import GRACE_SECONDS, TRAINER_CONTAINER
 from paceline_core.spec import Level, TrainingSpec, Transport
 from paceline_operator.decisions.decision import pods_of
 from paceline_operator.objects import credentials, labels, pod_templates, quantity
@@ -114,7 +114,8 @@ def pod(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: int, r
     main = TRAINER_CONTAINER if role is Role.WORKER else SERVER_CONTAINER
     spec = deepcopy(template["spec"])
     launch = _launch(it, role, ordinal, attempt, incarnation, pod_templates.mounts(named(spec, main)))
-    launch = replace(launch, resume=NEWEST if resumes else None)
+    grace = float(spec.get("terminationGracePeriodSeconds", GRACE_SECONDS))
+    launch = replace(launch, resume=NEWEST if resumes else None, grace=grace)
     spec["containers"] = [_container(it, c, launch) if c["name"] == main else c for c in spec["containers"]]
     spec["containers"] = [_confined(c) for c in spec["containers"]]
     if "initContainers" in spec:

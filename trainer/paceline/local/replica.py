@@ -18,6 +18,7 @@ from paceline.local.output_lines import UNENDED_SECONDS, OutputLines
 from paceline_core.errors import SpecError
 
 TAIL_LINES = 15
+SIGNALLED = 128  # a shell's exit code beyond it: what it ran was ended by a signal
 CHUNK = 64 << 10  # bytes that are read at once
 ShowLine = Callable[[str, str], None]
 
@@ -71,11 +72,11 @@ class Replica:
             self.ended = time.monotonic()
         return code
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the process and those it started."""
+    def signal(self, number: int, alone: bool = False) -> None:
+        """Send a signal to the process and those it started, or to it `alone`."""
         self.stopped_by_us = self.stopped_by_us or self.code() is None
         try:
-            os.killpg(self.process.pid, number)
+            (os.kill if alone else os.killpg)(self.process.pid, number)
         except (ProcessLookupError, PermissionError):
             pass  # it has ended
 
@@ -97,6 +98,8 @@ class Replica:
 
     def _how_it_ended(self) -> str:
         code = self.code() or 0
+        if code == SIGNALLED + signal.SIGTERM:  # it has saved a checkpoint before
+            code = -signal.SIGTERM
         if code >= 0:
             return f"exited with code {code}"
         text = f"was ended by signal {signal.Signals(-code).name}"

@@ -4,6 +4,7 @@ A script's own error ends the run: it would come again. Being killed by a signal
 """
 
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -18,12 +19,12 @@ from paceline.checkpoints.checkpoint_folder import FOLDER, Folder
 from paceline.checkpoints.checkpoint_place import CheckpointPlace
 from paceline.files import private_writing
 from paceline.local.preflight import Request
-from paceline.local.replica import Replica
+from paceline.local.replica import SIGNALLED, Replica
 from paceline.views.sources.run_folders import MANIFEST
+from paceline_core.errors import PacelineError
 from paceline_core.goodput import Loss
 from paceline_core.state_machine import Knobs
 
-SIGNALLED = 128  # a shell's exit code beyond it: what it ran was ended by a signal
 LOGS = "logs"
 
 
@@ -128,6 +129,21 @@ class RunHistory:
             "productive": sum(p for _, p, _ in spent),
             "lost": lost,
         }
+
+    def how_to_go_on(self) -> str | None:
+        """What a run that was interrupted has saved, and the command that goes on from it."""
+        if self.request.training.spec.checkpoint is None:
+            return None
+        root = checkpoints_of(self.request)
+        try:
+            found = root.complete()
+        except (OSError, PacelineError) as error:  # of a store that does not answer
+            return f"what was saved is not known: {error}"
+        if not found:
+            return "no checkpoint was saved"
+        run = self.request.folder if self.request.training.spec.checkpoint.to is None else root
+        command = shlex.join(["paceline", "run", str(self.request.file), "--resume", str(run)])
+        return f"saved: step {int(found[0].name.partition('-')[2])}; to go on: {command}"
 
     def told(self) -> list[dict[str, Any]]:
         """The restarts, as result.json has them."""

@@ -95,10 +95,17 @@ class RunMonitor:
                     break
                 time.sleep(TICK_SECONDS)
             if any(r.code() is None for r in self._processes.replicas):
-                self._processes.stop(self._interrupts)
+                self._stop()
         finally:
             self._over.set()
             poller.join(POLL_SECONDS + 2)
+
+    def _stop(self) -> None:
+        """End the processes; of an interrupted run that saves, after a checkpoint."""
+        saves = self._request.training.spec.checkpoint is not None
+        if saves and self._interrupts.count:
+            self._display.note("saving a checkpoint after the next update, before ending; Ctrl-C again ends at once")
+        self._processes.stop(self._interrupts, saves)
 
     def begin_anew(self) -> bool:
         """Whether another attempt is to be made; then it is prepared."""
@@ -130,6 +137,8 @@ class RunMonitor:
                 weights, self._not_finite = _weights(self._request.folder)
             except OSError as error:
                 result, self._failure = "Failed", own_failure("paceline", f"the weights were not written: {error}")
+        if result == "Interrupted" and (how := self._history.how_to_go_on()):
+            self._display.note(how)
         if self._failure and result == "Failed":
             self._display.failure(self._failure)
         summary = self._summary(result, status or {}, weights)

@@ -83,12 +83,17 @@ class RunProcesses:
         self._tell_watchdog(str(again.process.pid))
         self._metrics[name].close()
 
-    def stop(self, interrupts: "Interrupts") -> None:
-        """End every process: workers first, then servers, which write what they have; at once after a second Ctrl-C."""
-        for chosen, limit in ((True, WORKER_SECONDS), (False, SERVER_SECONDS)):
+    def stop(self, interrupts: "Interrupts", saves: bool = False) -> None:
+        """End every process: workers first, then servers, which write what they have; at once after a second Ctrl-C.
+
+        Workers of a run that `saves` are told alone: the processes of their DataLoaders have to go on until a
+        checkpoint is whole, for which an interrupted run waits.
+        """
+        longest = self.spec.workers.template.spec.grace_seconds if saves and interrupts.count else WORKER_SECONDS
+        for chosen, limit in ((True, longest), (False, SERVER_SECONDS)):
             group = [r for r in self.replicas if r.is_worker is chosen and r.code() is None]
             for replica in group:
-                replica.signal(signal.SIGTERM)
+                replica.signal(signal.SIGTERM, alone=saves)
             until = time.monotonic() + limit
             while time.monotonic() < until and not interrupts.twice() and any(r.code() is None for r in group):
                 time.sleep(0.05)
@@ -189,6 +194,7 @@ class RunProcesses:
             resume=request.resume.absolute if request.resume else None,
             slowdown=request.slow.get(ordinal) if role is Role.WORKER else None,
             started=self.began,
+            grace=self.spec.workers.template.spec.grace_seconds,
         )
 
     def _tell_watchdog(self, line: str) -> None:

@@ -28,7 +28,7 @@ def main() -> int:
     service = None
     try:
         service = _service(launch)
-        signal.signal(signal.SIGTERM, lambda *_: service.stopping.set())
+        signal.signal(signal.SIGTERM, service.told_to_end.hear)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the runner, which ends us in order
         service.run()
         if launch.ordinal == 0:

@@ -20,6 +20,7 @@ from paceline.server.membership.membership import Membership, lost
 from paceline.server.membership.reports import Reports
 from paceline.server.membership.ring_diagnosis import RingDiagnosis
 from paceline.server.observability.training_status import TrainingStatus
+from paceline.server.told_to_end import ToldToEnd
 from paceline_core import limits, metric_series
 from paceline_core.errors import NotFinite, PacelineError, PeerLost, WeightsDiffer
 from paceline_core.launch import Launch
@@ -44,6 +45,7 @@ class Coordinator:
         self.store = KeyValueStore(self.membership, patience, lambda *_: None, self.training_status.gathered)
         self.store.offer({"broken": self._broken})
         self.checkpoints = RingCheckpoints(launch, self.membership, self.store, self.training_status.checkpoints)
+        self.told_to_end = ToldToEnd(launch.end_limit, self.checkpoints.may_end)
         reports = Reports(
             self.membership, self.training_status, lambda *_: None, self.membership.fail, self.checkpoints
         )
@@ -66,7 +68,7 @@ class Coordinator:
                 finished = self.membership.finished() and self.checkpoints.idle()
                 if self.membership.failure:  # perhaps by what the last to leave told before
                     raise self.membership.failure
-                if finished:
+                if finished or self.told_to_end.ends_now():
                     break
                 for worker in self.membership.overdue():
                     raise PeerLost(self.diagnosis.verdict) if self.diagnosis.verdict else lost(worker)
@@ -77,8 +79,9 @@ class Coordinator:
             self.acceptor.refuse(
                 error if isinstance(error, PacelineError) else PeerLost(f"the coordinator failed: {error}")
             )
-            if waiting:
-                self.stopping.wait(limits.REFUSAL_SECONDS)
+            limit = time.monotonic() + limits.REFUSAL_SECONDS
+            while waiting and not self.told_to_end and time.monotonic() < limit:
+                self.stopping.wait(TICK_SECONDS)
             raise
         finally:
             self.training_status.end()

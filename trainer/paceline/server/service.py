@@ -27,6 +27,7 @@ from paceline.server.membership.membership import Membership, lost
 from paceline.server.membership.places import Places
 from paceline.server.membership.reports import Reports
 from paceline.server.observability.training_status import TrainingStatus
+from paceline.server.told_to_end import ToldToEnd
 from paceline_core import limits, metric_series
 from paceline_core.errors import NotFinite, PacelineError, PeerLost
 from paceline_core.finiteness import NONFINITE
@@ -43,7 +44,8 @@ class ParameterService:
 
     def __init__(self, launch: Launch) -> None:
         spec, self.launch, beginning = launch.spec, launch, Beginning.of(launch)
-        self.stopping = threading.Event()  # SIGTERM: write what is reached, and end
+        self.stopping = threading.Event()  # write what is reached, and end
+        self.told_to_end = ToldToEnd(launch.end_limit, self._may_end)
         self.metrics = metrics.of_server(launch.training, launch.ordinal, metric_series.level(spec))
         self.knobs = spec.knobs
         if self.knobs.greatest_delay is not None:
@@ -128,8 +130,10 @@ class ParameterService:
             if (gone := self.followers.lost()) is not None:
                 self.fail(gone)
             self.checkpointing.look()
-            if self._finished():
+            if self._finished() or self.told_to_end.ends_now():
                 return
+            if self.followers.told_to_end() and self._may_end():
+                self.followers.let_end()
             self.metrics.set(metrics.CONNECTED, self.membership.connected_workers())
             self.metrics.set(metrics.QUEUE, sum(len(e.pushes) for e in executors))
 
@@ -148,8 +152,14 @@ class ParameterService:
             self.leader.tell_failure(known)
         self.acceptor.refuse(known)
         limit = time.monotonic() + limits.REFUSAL_SECONDS
-        while time.monotonic() < limit and not self.stopping.wait(TICK_SECONDS):
+        while time.monotonic() < limit and not self.told_to_end and not self.stopping.wait(TICK_SECONDS):
             pass
+
+    def _may_end(self) -> bool:
+        """Whether a server that was told to end waits for no checkpoint, or not any more."""
+        if self.launch.spec.checkpoint is None:
+            return True
+        return self.leader.lets_end() if self.leader else self.checkpointing.may_end()
 
     def _lost(self, worker: int) -> None:
         if not self.knobs.replaces_alone or (self.knobs.waits_for_all and not self.training_status.replaceable(worker)):
@@ -164,6 +174,8 @@ class ParameterService:
 
     def _end(self) -> None:
         self.training_status.end()
+        if self.told_to_end:
+            self.followers.let_end()
         for pair, executor in sorted(self.connections.executors.items()):
             if executor.failure is None:
                 executor.stop()
@@ -324,6 +336,9 @@ class ParameterService:
             self.leader.listen()
             self._over.set()
         except PacelineError as error:
+            if self.told_to_end:
+                self.leader.ends = True  # nobody is left who could say so
+                return
             self.fail(error if error.from_peer else PeerLost(f"ps-0 was lost: {error}"))
         except Exception as error:  # without orders every worker would wait in vain
             error.add_note("the orders of ps-0 could not be carried out")

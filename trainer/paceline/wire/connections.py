@@ -56,7 +56,9 @@ CONNECTIONS = {
         ConnectionKind(
             "arrivals",
             SERVER,
-            frozenset({FrameKind.ARRIVED, FrameKind.NORM, FrameKind.SAVED, FrameKind.ERROR, FrameKind.END}),
+            frozenset(
+                {FrameKind.ARRIVED, FrameKind.NORM, FrameKind.SAVED, FrameKind.ENDING, FrameKind.ERROR, FrameKind.END}
+            ),
             most=16,
         ),
     )

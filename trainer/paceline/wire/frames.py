@@ -58,6 +58,8 @@ class FrameKind(IntEnum):
     SNAPSHOT = 24
     SAVED = 25  # server k -> server 0, JSON: this shard's files of a checkpoint are written
     KEPT = 26  # worker -> server 0, bytes: where it is after `step` updates, for one in its place. READY answers
+    # server k -> server 0: this shard was told to end, save a checkpoint; back: it need not wait (any more)
+    ENDING = 27
 
 
 # With the texts at least one for each element, and more for what takes more memory.
@@ -76,6 +78,7 @@ LIMITS = {  # of control frames that are not large by their nature
     FrameKind.ASK_STATE: SMALL,
     FrameKind.NORM: SMALL,
     FrameKind.SAVED: SMALL,
+    FrameKind.ENDING: SMALL,
     FrameKind.REPORT: (CONTROL_LIMIT, ELEMENT_LIMIT),
     FrameKind.STORE: (CONTROL_LIMIT, 200_000),
 }

@@ -64,6 +64,8 @@ class OwnState:
         self._trained: Sequence[Trained] = ()
         self._send: Callable[[int, bytes], None] = lambda *_: None
         self._asked = 0  # the checkpoint for which a state is to be sent
+        self._last = False  # whether the training ends with it
+        self.hold: Callable[[int, bool], None] = lambda *_: None  # when the state for one is sent, between two steps
         self._asked_by = 0  # the optimizer after whose step it is made
         self._warned = False
         self._batches = 0  # how often the script asked for one
@@ -131,8 +133,10 @@ class OwnState:
         self._begins = it is None
         self._reads = data_set if it is not None else self._reads
         if it.steps if it is not None else not self._data_sets.training():
-            self._send_what_was_asked_for()
+            asked = self._send_what_was_asked_for()
             self._keep_place()
+            self._reads = data_set
+            self._hold_after(asked)
         self._reads = data_set
 
     def step_begins(self, number: int) -> None:
@@ -142,12 +146,15 @@ class OwnState:
             log.warning(OTHER_ORDER)
         if self._held is not None and not self._waits_for_data(self._held):
             self._held = None
-        self._send_what_was_asked_for()
+        self._hold_after(self._send_what_was_asked_for())
 
-    def step_ended(self, number: int, checkpoint: int) -> None:
-        """Of one optimizer. The servers have perhaps saved a checkpoint after this step: its number, or 0."""
+    def step_ended(self, number: int, checkpoint: int, last: bool = False) -> None:
+        """Of one optimizer. The servers have perhaps saved a checkpoint after this step: its number, or 0.
+
+        With `last` the training ends with it.
+        """
         if checkpoint:
-            self._asked, self._asked_by = checkpoint, number
+            self._asked, self._asked_by, self._last = checkpoint, number, last
         if self._batches == self._batches_before.get(number, 0):
             self._begins = False
             self._undrawn = self._drawing() if self._asked else None
@@ -161,11 +168,20 @@ class OwnState:
         self._send_what_was_asked_for()
         self._send(LAST, self._now())
 
-    def _send_what_was_asked_for(self) -> None:
-        if self._asked:
-            asked, self._asked = self._asked, 0
-            self._send(asked, self._now())
+    def _send_what_was_asked_for(self) -> int:
+        """Gives the checkpoint that it was for, or 0."""
+        asked, self._asked = self._asked, 0
+        if asked:
+            state = self._now()
+            self._send(asked, state)
+            if self._keep is not None and self._held is None:
+                self._keep(sum(it.number for it in self._trained), state)
         self._undrawn = None
+        return asked
+
+    def _hold_after(self, checkpoint: int) -> None:
+        if checkpoint:
+            self.hold(checkpoint, self._last)
 
     def _keep_place(self) -> None:
         if self._keep is None or self._held is not None:

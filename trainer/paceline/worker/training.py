@@ -27,6 +27,7 @@ from paceline.worker.observability.step_metrics import LastStep
 from paceline.worker.own_process import OwnProcess
 from paceline.worker.own_state import OwnState
 from paceline.worker.parameter_server.session import Session
+from paceline.worker.preemption import Preemption
 from paceline_core.errors import UsageError
 from paceline_core.launch import Launch, Slowed
 
@@ -45,6 +46,7 @@ class Training:
         self.own_state = OwnState(self._data_sets)
         self._failed = self._ended = self._warned = False
         self._own = OwnProcess()
+        self._preemption: Preemption | None = None
         self.recomputes = launch.spec.knobs.repeats
         self._web = serve(launch.metrics, self._measuring.metrics, {"/trace": self._measuring.trace.to_json})
         self._excepthook, sys.excepthook = sys.excepthook, self._crashed
@@ -74,6 +76,9 @@ class Training:
             session = Session(self.launch, self._measuring, self.own_state)
             session.add(model, optimizer, total_steps)
             self._side = session
+        if self._preemption is None and self.launch.spec.checkpoint is not None:
+            self._preemption = Preemption(self.launch, self._side.tell_rest)
+            self.own_state.hold = self._preemption.hold
         return model, optimizer
 
     def store(self) -> Any:
@@ -135,6 +140,8 @@ class Training:
         if self._ended or not self._own:
             return
         self._ended = True
+        if self._preemption is not None:
+            self._preemption.leave()
         asked = self._exits.failed() or sys.exception()  # the latter ends a process of multiprocessing
         if asked is not None:
             self._give_up(asked)
@@ -155,6 +162,8 @@ class Training:
     def _fail(self) -> None:
         """The script has failed: leave what is known of it, before anything that may take long."""
         self._failed = True
+        if self._preemption is not None:
+            self._preemption.leave()
         if self._side is None:
             return
         self._side.tell_rest()

@@ -10,6 +10,7 @@ from paceline.checkpoints.part_writer import Part, PartWriter
 from paceline.server.checkpoints.beginning import Beginning
 from paceline.server.checkpoints.completion import Completion
 from paceline.server.checkpoints.filling import fill
+from paceline.server.checkpoints.last_save import LastSave
 from paceline.server.checkpoints.save_schedule import SaveSchedule
 from paceline.server.gradients.executor import Executor
 from paceline.server.membership.key_value_store import KeyValueStore
@@ -39,12 +40,17 @@ class Checkpointing:
         self._versions = dict(enumerate(restored.manifest.versions)) if restored else {}
         self._writer: PartWriter | None = None
         self._completion: Completion | None = None  # on shard 0
+        self._last_save: LastSave | None = None
         if spec.checkpoint is not None and place is not None:
             if tell is None:
                 self._completion = completion = Completion(
                     launch, place, spec.checkpoint.keep, spec.server.replicas, membership.absent,
                     store.firsts, record,
                 )  # fmt: skip
+                self._last_save = it = LastSave(
+                    completion, membership, spec.knobs, record, lambda: sum(self._versions.values()) > record.step
+                )
+                store.offer({"ending": it.answer})
                 self._schedule = SaveSchedule(spec.checkpoint, restored.manifest.step if restored else 0, _now())
                 tell = lambda value: completion.hear_part(0, value)  # noqa: E731 - it is used once
             self._writer = PartWriter(launch.ordinal, place, tell)
@@ -71,18 +77,19 @@ class Checkpointing:
         The other pairs' shards are saved at the same moment, in the order of each.
         """
         made = [a.version for a in actions if isinstance(a, Apply)]
-        if self._completion is None or not made:
+        if self._completion is None or self._last_save is None or not made:
             return actions
         self._versions[pair] = max(made)
         pairs = list(self._executors)
         if pair != max(pairs):
             return actions
         step = sum(self._versions.values())
-        if not (self._schedule.due(step, _now()) and self._completion.begin(step)):
+        if not (self._schedule.due(step, _now(), self._last_save.due()) and self._completion.begin(step)):
             return actions
+        last = self._last_save.begun(step)
         for other in sorted({*pairs} - {pair}):
-            order_of(other)(event, (Save(step, len(pairs), asks=False),))
-        return (*actions, Save(step, len(pairs), asks=True))
+            order_of(other)(event, (Save(step, len(pairs), asks=False, last=last),))
+        return (*actions, Save(step, len(pairs), asks=True, last=last))
 
     def copy(self, pair: int, executor: Executor, save: Save) -> None:
         """Copy a pair's part of a checkpoint; called by the thread that owns its tensors, which goes on at once."""
@@ -111,6 +118,10 @@ class Checkpointing:
     def idle(self) -> bool:
         """Whether no checkpoint is on its way."""
         return self._completion is None or not self._completion.busy
+
+    def may_end(self) -> bool:
+        """Shard 0: whether a server that was told to end waits for no checkpoint, or not any more."""
+        return self._last_save is None or self._last_save.may_end()
 
     def close(self) -> None:
         """Write what is on its way."""

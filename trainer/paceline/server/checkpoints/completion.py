@@ -78,6 +78,11 @@ class Completion:
         """Whether a checkpoint is on its way."""
         return self._unfinished is not None
 
+    def makes(self, step: int) -> bool:
+        """Whether the checkpoint of this step is on its way."""
+        it = self._unfinished
+        return it is not None and it.step <= step
+
     def begin(self, step: int) -> bool:
         """Begin to save after this step; False when another is on its way."""
         self._record.due()

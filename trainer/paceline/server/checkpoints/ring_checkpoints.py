@@ -11,6 +11,7 @@ from typing import Any
 from paceline.checkpoints import finding
 from paceline.server.checkpoints.beginning import Beginning
 from paceline.server.checkpoints.completion import Completion
+from paceline.server.checkpoints.last_save import LastSave
 from paceline.server.checkpoints.save_schedule import SaveSchedule
 from paceline.server.membership.key_value_store import Asker, KeyValueStore
 from paceline.server.membership.membership import Membership
@@ -25,15 +26,21 @@ class RingCheckpoints:
         beginning = Beginning.of(launch)
         self._restored = beginning.restored
         self._completion: Completion | None = None
+        self._last_save: LastSave | None = None
         self._lock = threading.Lock()
         step = self._restored.manifest.step if self._restored else 0
-        self._answered, self._answer = step, {"save": False, "ask_after": step + 1}
+        self._begins_at = step
+        self._answered, self._answer = step, {"save": False, "ask_after": step + 1, "last": False}
         asked, root = launch.spec.checkpoint, finding.root(launch)
         if asked is not None and root is not None:
             self._schedule = SaveSchedule(asked, step, time.monotonic())
             self._completion = Completion(
                 launch, root, asked.keep, launch.world_size, membership.absent, store.firsts, record
             )
+            self._last_save = it = LastSave(
+                self._completion, membership, launch.spec.knobs, record, lambda: self._answered > self._begins_at
+            )
+            store.offer({"ending": it.answer})
         beginning.tell(record, store)
         store.offer({"save": self._save, "saved": self._saved, "resume": self._resume})
 
@@ -55,6 +62,10 @@ class RingCheckpoints:
         """Whether no checkpoint is on its way."""
         return self._completion is None or not self._completion.busy
 
+    def may_end(self) -> bool:
+        """Whether the coordinator, which was told to end, waits for no checkpoint, or not any more."""
+        return self._last_save is None or self._last_save.may_end()
+
     def close(self) -> None:
         """Write what is on its way."""
         if self._completion is not None:
@@ -64,10 +75,11 @@ class RingCheckpoints:
         """Whether to save after a step, and after which to ask again."""
         step = int(ask["step"])
         with self._lock:
-            if step > self._answered and self._completion is not None:
+            if step > self._answered and self._completion is not None and self._last_save is not None:
                 now = time.monotonic()
-                saves = self._schedule.due(step, now) and self._completion.begin(step)
-                self._answer = {"save": saves, "ask_after": self._schedule.next_question(step, now)}
+                saves = self._schedule.due(step, now, self._last_save.due()) and self._completion.begin(step)
+                last = saves and self._last_save.begun(step)
+                self._answer = {"save": saves, "ask_after": self._schedule.next_question(step, now), "last": last}
                 self._answered = step
             elif step != self._answered:
                 raise ValueError(f"a question about step {step} after one about {self._answered}")

@@ -42,6 +42,7 @@ class Outcome:
     untrained: dict[int, bytes] = field(default_factory=dict)  # what changed since the worker's last reply
     lowest: int = 0  # of the workers that take part
     save: int = 0  # number of the checkpoint for which the worker is to send its state
+    last: bool = False  # and after which it is to make no further step
     ignored: bool = False  # what its script changed was not carried out: it is not the lowest worker
     progress: ReplyProgress = field(default_factory=ReplyProgress)
 
@@ -80,6 +81,7 @@ class Executor:
         self.final: dict[int, Push] = {}  # what workers' scripts changed after their last step
         self.untrained = UntrainedTensors(shard.signature.untrained)
         self.version = self.lowest = 0
+        self._asks_last = False
         self._asking, self._asked = 0, set[int]()  # for which checkpoint workers send their states, and who was asked
         self.failure: Exception | None = None
         self._orders: queue.SimpleQueue[tuple[float, Sequence[Action]] | Future[bytes] | None] = queue.SimpleQueue()
@@ -166,7 +168,7 @@ class Executor:
     def _carry_out(self, ordered: float, actions: Sequence[Action]) -> None:
         replies = [a for a in actions if isinstance(a, Reply)]
         for save in (a for a in actions if isinstance(a, Save) and a.asks):
-            self._asking, self._asked = save.step, set()
+            self._asking, self._asks_last, self._asked = save.step, save.last, set()
         for action in actions:
             match action:
                 case Save():
@@ -300,7 +302,7 @@ class Executor:
     def _publish(self, worker: int, outcome: Outcome) -> None:
         if worker not in self._asked:
             self._asked.add(worker)
-            outcome.save = self._asking
+            outcome.save, outcome.last = self._asking, self._asks_last
         with self._news:
             self.outcomes[worker] = outcome
             self._news.notify_all()

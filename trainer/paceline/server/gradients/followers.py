@@ -32,6 +32,7 @@ class Follower:
         self.arrivals = ResumableReceiver()
         self.orders = ResumableSender(0, lambda: self.arrivals.received)
         self.ended = False  # it has heard that the training is over
+        self.told_to_end = False  # by SIGTERM, and waits for a checkpoint
         self._open: Counter[str] = Counter()
         self._broken: dict[str, float] = {}  # since when a connection is missing
         self._lock = threading.Lock()
@@ -72,6 +73,7 @@ class FollowerConnections:
         self._arrived, self._fail, self._norms, self._saved = arrived, fail, norms, saved
         self._followers = {ordinal: Follower() for ordinal in range(1, shards)}
         self._over_since: float | None = None
+        self._let_end = False  # those that were told to
         self._news = threading.Condition()  # of followers that have heard of the end
 
     def give(self, pair: int, event: Event, actions: Sequence[Action]) -> None:
@@ -92,10 +94,23 @@ class FollowerConnections:
             all_ended = self._news.wait_for(lambda: all(f.ended for f in self._followers.values()), seconds)
             return all_ended or time.monotonic() > self._over_since + retries.TRY_SECONDS
 
+    def told_to_end(self) -> bool:
+        """Whether a follower waits to end until a checkpoint is saved."""
+        return not self._let_end and any(f.told_to_end for f in self._followers.values())
+
+    def let_end(self) -> None:
+        """Tell every follower that it need not wait, if it is told to end."""
+        if not self._let_end:
+            self._let_end = True
+            self._tell(FrameKind.ENDING, {})
+
     def lost(self) -> PeerLost | None:
         """The error of a follower whose connection broke and did not come back, if there is one."""
-        limit = retries.TRY_SECONDS
         for ordinal, follower in self._followers.items():
+            ends = follower.told_to_end and self._let_end
+            if ends and follower.away_seconds() > 0:
+                return PeerLost(f"ps-{ordinal} was told to end, and has ended")
+            limit = retries.TRY_SECONDS
             if self._over_since is None and follower.away_seconds() > limit:
                 return PeerLost(f"ps-{ordinal} was lost: its connection broke and it did not come back in {limit:g} s")
         return None
@@ -137,6 +152,8 @@ class FollowerConnections:
                 self._arrived(pair, ordinal, event)
             case FrameKind.SAVED:
                 self._saved(ordinal, value)
+            case FrameKind.ENDING:
+                self._followers[ordinal].told_to_end = True
             case FrameKind.ERROR:
                 self._fail(remote_error(value))
             case FrameKind.END:

@@ -17,6 +17,7 @@ from paceline_core.errors import CheckpointDamaged, PeerLost, ProtocolError
 from paceline_core.launch import Launch
 from paceline_core.state_machine import Action, Event, Joined, Pushed
 
+GONE_SECONDS = 1.0  # without a connection, for a shard 0 for which nobody waits who is told to end
 STABLE_SECONDS = 1.0  # a connection that has held for so long was a good one
 
 
@@ -54,6 +55,8 @@ class LeaderConnection:
         self, launch: Launch, follow: Callable[[int, Event, list[Action]], None], norms: Norms, begins_at: int = 0
     ) -> None:
         self._launch, self._follow, self._norms, self._begins_at = launch, follow, norms, begins_at
+        self._answered = time.monotonic()  # when the connection was last seen unbroken, since this shard is to end
+        self.ends = self._asked_to_end = False  # whether it may end, when it is told to
         self._received = ResumableReceiver()
         self._sent = ResumableSender(launch.ordinal, lambda: self._received.received)
         patience = launch.start_limit
@@ -75,6 +78,15 @@ class LeaderConnection:
     def tell_saved(self, value: dict[str, Any]) -> None:
         """Tell shard 0 that this shard's part of a checkpoint is written."""
         self._sent.send(FrameKind.SAVED, value)
+
+    def lets_end(self) -> bool:
+        """Whether this shard, which was told to end, may: shard 0 saves a checkpoint before."""
+        if not self.ends and not self._asked_to_end:
+            self._asked_to_end, self._answered = True, time.monotonic()
+            self._sent.send(FrameKind.ENDING, {})
+        if not self._arrivals.channel.is_broken():
+            self._answered = time.monotonic()
+        return self.ends or time.monotonic() > self._answered + GONE_SECONDS
 
     def tell_failure(self, error: Exception) -> None:
         """Tell shard 0 why this shard ends."""
@@ -121,6 +133,8 @@ class LeaderConnection:
                 self._follow(*from_wire(value))
             case FrameKind.NORM:
                 self._norms.known(*norm_from_wire(value))
+            case FrameKind.ENDING:
+                self.ends = True
             case FrameKind.END:
                 pass  # `listen` ends with it
             case _:

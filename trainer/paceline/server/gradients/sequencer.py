@@ -36,7 +36,7 @@ from paceline_core.state_machine import (
 Key = tuple[str, int, int, int]  # kind, worker, incarnation, step
 COLUMNS = list(Entry._fields)
 MESSAGES: Mapping[str, Any] = {m.__name__: m for m in (Joined, Left, Pushed, Admit, Apply, Reply, Reject, Repeat, Save)}
-FIELDS = {"pushes": tuple, "factor": float, "reason": str, "asks": bool}  # all others are whole numbers
+FIELDS = {"pushes": tuple, "factor": float, "reason": str, "asks": bool, "last": bool}  # all others are whole numbers
 MOST_DIGITS = 19  # of a number: 64 bits
 
 

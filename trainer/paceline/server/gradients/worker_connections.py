@@ -268,6 +268,7 @@ class WorkerConnection:
         )  # fmt: skip
         answer = {"delay": outcome.delay, "reason": outcome.reason, "lowest": outcome.lowest}
         more = ({"ignored": True} if outcome.ignored else {}) | ({"save": outcome.save} if outcome.save else {})
+        more |= {"last": True} if outcome.last else {}
         self.channel.send_json(start, answer | more)
         if self.carries_untrained:
             untrained = untrained_codec.encode(outcome.untrained)

@@ -102,6 +102,13 @@ class Membership:
         with self.changed:
             return self.left | self.lost.keys()
 
+    def presence(self, seconds: float) -> tuple[set[int], set[int]]:
+        """The workers that may make further steps, and those that have had no connection for so long."""
+        with self.changed:
+            limit = time.monotonic() - seconds
+            absent = {w for w, since in self._gone.items() if since < limit} | self.lost.keys()
+            return set(range(self.world_size)) - self.left - absent, absent - self.left
+
     def overdue(self) -> list[int]:
         """Workers whose time of grace is over; each is named once."""
         with self.changed:

@@ -23,6 +23,12 @@ class CheckpointRecord:
         self._failed = self._missed = 0
         self._lock = threading.Lock()
 
+    @property
+    def step(self) -> int:
+        """Of the newest checkpoint; 0 when there is none."""
+        newest = self._newest
+        return newest.step if newest else 0
+
     def resumed(self, found: Manifest, seconds: float, passed_over: int) -> None:
         """The training goes on from this one, which was read in so many seconds; so many newer ones are damaged."""
         with self._lock:

@@ -50,6 +50,7 @@ class RingCheckpointing:
         if self._restored is not None:
             self._demand_common(self._restored, numbers)
         self._ask_after = self.step + 1
+        self._last = False  # whether no step is to be made after the checkpoint
         self._copies: list[Part | str] = []  # of each pair, while a checkpoint is due
         self._stepped = set[int]()  # pairs that have updated since
 
@@ -95,7 +96,7 @@ class RingCheckpointing:
                 self._copy()
                 self._stepped.add(number)
             self._clock.enter("other")
-        self._own_state.step_ended(number, step if self._copies else 0)
+        self._own_state.step_ended(number, step if self._copies else 0, self._last)
 
     def leave(self) -> None:
         """The script has ended: write what is on its way."""
@@ -121,7 +122,7 @@ class RingCheckpointing:
             )
 
     def _is_due(self, step: int) -> bool:
-        saves, self._ask_after = self._store.save_after(step)
+        saves, self._ask_after, self._last = self._store.save_after(step)
         return saves
 
     def _copy(self) -> None:

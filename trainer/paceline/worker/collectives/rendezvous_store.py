@@ -86,10 +86,10 @@ class RendezvousStore(dist.Store):  # type: ignore[name-defined,misc]
             self._channel.patience(MARGIN_SECONDS)
         self._ask({"op": "broken", "step": step, "too_late": too_late})
 
-    def save_after(self, step: int) -> tuple[bool, int]:
-        """Whether all save after this step, and after which to ask again."""
+    def save_after(self, step: int) -> tuple[bool, int, bool]:
+        """Whether all save after this step, after which to ask again, and whether none is to be made before the end."""
         answer = self._ask({"op": "save", "step": step})
-        return bool(answer["save"]), int(answer["ask_after"])
+        return bool(answer["save"]), int(answer["ask_after"]), bool(answer["last"])
 
     def saved(self, part: Mapping[str, Any]) -> None:
         """Tell what this worker has written of a checkpoint, or why it could not."""

@@ -26,9 +26,10 @@ class StoreClient:
     Every question may be asked again without harm. Raises PeerLost and UsageError, as the store does.
     """
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, patience: float | None = None) -> None:
         self._launch, self._lock, self._own = launch, threading.Lock(), OwnProcess()
         self._training = bytes.fromhex(launch.training_id)
+        self._patience = patience  # for a connection, if not that of a start
         self._start_seconds = launch.start_limit
         self._seconds = max(self._start_seconds, launch.step_limit).plus(MARGIN_SECONDS)
         self._channel: Channel | None = None
@@ -62,6 +63,15 @@ class StoreClient:
         with self._lock:
             found = self._ask({"op": "agree", "name": name, "text": text})
             return None if found is None else int(found)
+
+    def ending(self, checkpoint: int, ends: bool) -> tuple[bool, int]:
+        """Whether no checkpoint is to be waited for (any more), and the newest that is whole (0: none).
+
+        `checkpoint` is the one for which this worker has sent its state, 0 for none; then one is made if it `ends`.
+        """
+        with self._lock:
+            answer = self._ask({"op": "ending", "step": checkpoint, "ends": ends})
+            return bool(answer["over"]), int(answer["saved"])
 
     def close(self, leave: bool) -> None:
         """End the connection; with `leave`, tell that this worker is done."""
@@ -98,7 +108,7 @@ class StoreClient:
 
     def _connect(self) -> Channel:
         launch = self._launch
-        patience = RECONNECT_SECONDS if self.used else self._start_seconds
+        patience = self._patience or (RECONNECT_SECONDS if self.used else self._start_seconds)
         channel = endpoint.connect(
             launch.servers[0], self._training, launch.first_server, launch.tls, patience, self._seconds
         )

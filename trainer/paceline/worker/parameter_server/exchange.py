@@ -67,6 +67,7 @@ class Exchange:
         self.repeats = 0  # steps to come that another process in this worker's place has made
         self._first = True  # no step of this process has been sent
         self.save_asked = 0  # by the last answer: the checkpoint for which this worker is to send its state
+        self.save_last = False  # and after which it is to make no further step
         self._ignored = False
         self.gradients = GradientBuckets(
             self.parameters, pair.signature, self._plan, self._push, observer.gradient_ready,
@@ -108,7 +109,7 @@ class Exchange:
         self._say_if_ignored(found[0], changed)
         self._install(found)
         self.number, self._first = self.number + 1, False
-        self.save_asked = max(answer.save for answer in found)
+        self.save_asked, self.save_last = max((answer.save, answer.last) for answer in found)
         return LastStep(found[0].version, found[0].delay, found[0].accepted, found[0].reason)
 
     def takes_place(self, number: int) -> None:

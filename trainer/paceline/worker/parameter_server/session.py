@@ -173,7 +173,8 @@ class MeasuredExchange:
         session.last = self._exchange.step()
         session.number += 1
         if session.own_state is not None:
-            session.own_state.step_ended(self._exchange.pair.number, self._exchange.save_asked)
+            asked, last = self._exchange.save_asked, self._exchange.save_last
+            session.own_state.step_ended(self._exchange.pair.number, asked, last)
         self._steps.finish(session.number, session.last, time.perf_counter() - ready, self._traffic())
 
     def _repeat(self) -> None:

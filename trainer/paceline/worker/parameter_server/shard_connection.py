@@ -46,6 +46,7 @@ class PushAnswer:
     ignored: bool = False  # what this worker's script changed was not carried out
     state: bytes = b""  # of the optimizer
     save: int = 0  # the checkpoint for which this worker is to send its state
+    last: bool = False  # and after which it is to make no further step
 
 
 @dataclass
@@ -201,6 +202,7 @@ class ShardConnection:
             header.kind is FrameKind.APPLIED, header.version, int(value.get("delay", 0)), str(value.get("reason", "")),
             self._untrained(channel) if self.carries_untrained else None, sent, begun,
             lowest=int(value.get("lowest", 0)), ignored=bool(value.get("ignored")), save=int(value.get("save", 0)),
+            last=bool(value.get("last")),
         )  # fmt: skip
         for index in self.buckets:
             self._receive(channel, self.shard.buckets[index])
