@@ -82,10 +82,10 @@ def restarts(trainings: Trainings) -> list[str]:
     return [e["message"] for e in events]
 
 
-@pytest.mark.parametrize("pod", ["ps-0", "worker-1"])
-def test_what_is_taken_in_the_middle_goes_on_to_the_same_weights(
-    trainings: Trainings, volume: None, tmp_path: Path, pod: str
+def test_a_server_that_is_taken_in_the_middle_goes_on_to_the_same_weights(
+    trainings: Trainings, volume: None, tmp_path: Path
 ) -> None:
+    pod = "ps-0"
     manifest = a_training(epochs=40, steps=40, resume="Never")
     trainings.apply(manifest)
     before = wait_for(lambda: saved(trainings), "a checkpoint", 180)
@@ -113,18 +113,21 @@ def drained(trainings: Trainings) -> None:
         evict(trainings, pod["metadata"]["name"])
 
 
-@pytest.mark.parametrize("take", [taken_by_a_user, drained])
+@pytest.mark.parametrize(("take", "attempt"), [(taken_by_a_user, 0), (drained, 1)])
 def test_what_is_told_to_end_saves_first(
-    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None]
+    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None], attempt: int
 ) -> None:
     manifest = a_training(epochs=40, steps=100_000, resume="Never")  # none but because of the signal
     trainings.apply(manifest)
     before = wait_for(lambda: trainings.status(NAME).get("step", 0), "a step", 180)
     take(trainings)
-    trainings.until(NAME, attempt=1)
+    if attempt:
+        trainings.until(NAME, attempt=attempt)
     status = trainings.wait(NAME, 500)
     assert status["phase"] == "Succeeded", status
-    assert before <= status["checkpoint"]["resumedFrom"] < status["totalSteps"] == status["step"]
+    assert (status["attempt"], status["restarts"]) == (attempt, 0)
+    saved_at = status["checkpoint"]["resumedFrom" if attempt else "step"]
+    assert before <= saved_at < status["totalSteps"] == status["step"]
     assert sha(trainings) == undisturbed(manifest, tmp_path)
 
 
