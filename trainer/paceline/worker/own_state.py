@@ -21,7 +21,7 @@ from paceline_core.errors import UsageError
 
 CHANGED_AFTER_A_STEP = (LRScheduler, GradScaler, torch.nn.Module, torch.optim.Optimizer)
 KEEP_SECONDS = 0.2  # between two places that are kept, at least
-KEEP_SHARE = 300  # and so many times as long as it takes to put one together: 0.3 % of the time
+KEEP_SHARE = 1000  # and so many times as long as it takes to put one together: 0.1 % of the time
 LAST = 0  # in place of a checkpoint's number: what a worker ends with
 OTHER_ORDER = (
     "servers save when the optimizer has stepped that was distributed last, and here another steps after it, with the "
@@ -256,22 +256,31 @@ def _set(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) 
 
 
 def _random_states() -> dict[str, Any]:
-    found: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    version, words, gauss = random.getstate()  # as a tensor: 600 numbers take longer one by one
+    found: dict[str, Any] = {"torch": torch.get_rng_state(), "python": (version, torch.tensor(words), gauss)}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = torch.cuda.get_rng_state_all()
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         kind, keys, *rest = numpy.random.get_state()
-        found["numpy"] = (kind, [int(k) for k in keys], *rest)
+        found["numpy"] = (kind, torch.from_numpy(keys.astype("int64")), *rest)
     return found
 
 
 def _set_random_states(held: Mapping[str, Any]) -> None:
     torch.set_rng_state(held["torch"])
-    random.setstate(held["python"])
+    version, words, gauss = held["python"]
+    random.setstate((version, tuple(_numbers(words)), gauss))
     if "cuda" in held and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(held["cuda"])
     if "numpy" in held:
         import numpy
 
-        numpy.random.set_state(held["numpy"])
+        kind, keys, *rest = held["numpy"]
+        numpy.random.set_state((kind, _numbers(keys), *rest))
+
+
+def _numbers(held: Any) -> Sequence[int]:
+    """Of a tensor, or one by one, as checkpoints of before have them."""
+    found: Sequence[int] = held.tolist() if isinstance(held, torch.Tensor) else held
+    return found

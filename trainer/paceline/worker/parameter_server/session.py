@@ -118,9 +118,10 @@ class Session:
             )  # fmt: skip
 
     def _take_anew(self) -> None:
-        """The script is where it was. What it loaded on its way there is not for all."""
+        """The script is where it was. What it loaded on its way there is not for all, once a step was made."""
         for exchange in self.exchanges if self._takes_place else ():
-            exchange.take_anew()
+            if exchange.number:
+                exchange.take_anew()
 
     def _observe(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, again: bool) -> Observer:
         clock, injected_delay = self.measuring.clock, self.measuring.injected_delay
