@@ -257,7 +257,10 @@ def _set(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) 
 
 def _random_states() -> dict[str, Any]:
     version, words, gauss = random.getstate()  # as a tensor: 600 numbers take longer one by one
-    found: dict[str, Any] = {"torch": torch.get_rng_state(), "python": (version, torch.tensor(words), gauss)}
+    found: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": (version, torch.tensor(words, dtype=torch.int64, device="cpu"), gauss),
+    }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = torch.cuda.get_rng_state_all()
     numpy: Any = sys.modules.get("numpy")
