@@ -86,7 +86,7 @@ class Reconciler:
         progress = training_answer.final_progress(it.current) or self._poller.follow(key, _server(it))
         told = training_answer.checkpoint_at_failure(it.current)
         it = replace(it, joined=told is not None or (progress is not None and progress.training))
-        it = replace(it, replaceable=progress.replaceable if progress is not None else frozenset())
+        it = replace(it, replaceable=progress.replaceable if progress is not None else None)
         decision = decide(it)
         if decision.state == state:
             try:

@@ -103,8 +103,32 @@ def test_a_server_that_is_taken_in_the_middle_goes_on_to_the_same_weights(
     assert sha(trainings) == undisturbed(manifest, tmp_path)
 
 
+def killed(trainings: Trainings) -> None:
+    """As when its memory is exhausted: its script, by a signal, and not its first process."""
+    script = "import os, signal; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), signal.SIGKILL)"
+    trainings.kubectl("exec", f"{NAME}-worker-1", "--", "python", "-c", script)
+
+
 def taken_by_a_user(trainings: Trainings) -> None:
     trainings.kubectl("delete", "pod", f"{NAME}-worker-1", "--wait=false")
+
+
+@pytest.mark.parametrize(("take", "counted"), [(taken_by_a_user, 0), (killed, 1)])
+def test_a_worker_that_is_taken_goes_on_where_it_was(
+    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None], counted: int
+) -> None:
+    manifest = a_training(epochs=40, steps=100_000, resume="Never")
+    trainings.apply(manifest)
+    wait_for(lambda: trainings.status(NAME).get("step", 0) > 3, "the first steps", 180)
+    before = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods(NAME)}
+    take(trainings)
+    status = trainings.wait(NAME, 500)
+    assert status["phase"] == "Succeeded", status
+    assert (status["attempt"], status["restarts"]) == (0, counted)
+    assert status["step"] == status["totalSteps"]
+    after = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods(NAME, "worker")}
+    assert {n for n, uid in after.items() if before[n] != uid} == {f"{NAME}-worker-1"}
+    assert sha(trainings) == undisturbed(manifest, tmp_path)
 
 
 def drained(trainings: Trainings) -> None:
@@ -113,21 +137,16 @@ def drained(trainings: Trainings) -> None:
         evict(trainings, pod["metadata"]["name"])
 
 
-@pytest.mark.parametrize(("take", "attempt"), [(taken_by_a_user, 0), (drained, 1)])
-def test_what_is_told_to_end_saves_first(
-    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None], attempt: int
-) -> None:
+def test_what_is_told_to_end_saves_first(trainings: Trainings, volume: None, tmp_path: Path) -> None:
     manifest = a_training(epochs=40, steps=100_000, resume="Never")  # none but because of the signal
     trainings.apply(manifest)
     before = wait_for(lambda: trainings.status(NAME).get("step", 0), "a step", 180)
-    take(trainings)
-    if attempt:
-        trainings.until(NAME, attempt=attempt)
+    drained(trainings)
+    trainings.until(NAME, attempt=1)
     status = trainings.wait(NAME, 500)
     assert status["phase"] == "Succeeded", status
-    assert (status["attempt"], status["restarts"]) == (attempt, 0)
-    saved_at = status["checkpoint"]["resumedFrom" if attempt else "step"]
-    assert before <= saved_at < status["totalSteps"] == status["step"]
+    assert (status["attempt"], status["restarts"]) == (1, 0)
+    assert before <= status["checkpoint"]["resumedFrom"] < status["totalSteps"] == status["step"]
     assert sha(trainings) == undisturbed(manifest, tmp_path)
 
 

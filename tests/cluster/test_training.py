@@ -117,12 +117,6 @@ def evict(trainings: Trainings, pod: str) -> None:
     trainings.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(eviction))
 
 
-def killed(trainings: Trainings, pod: str) -> None:
-    """As when its memory is exhausted: its script, by a signal, and not its first process."""
-    script = "import os, signal; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), signal.SIGKILL)"
-    trainings.kubectl("exec", pod, "--", "python", "-c", script)
-
-
 @pytest.mark.parametrize(("take", "reason"), [(delete, "PodDeleted"), (evict, "Evicted")])
 def test_a_worker_taken_from_an_asynchronous_training_is_replaced_alone(
     trainings: Trainings, take: Callable[[Trainings, str], None], reason: str
@@ -140,27 +134,9 @@ def test_a_worker_taken_from_an_asynchronous_training_is_replaced_alone(
     assert {n for n, uid in after.items() if before[n] != uid} == {"replace-worker-1"}
 
 
-@pytest.mark.parametrize(("take", "failures"), [(delete, 0), (evict, 0), (killed, 1)])
-def test_a_worker_taken_from_a_synchronous_training_goes_on_where_it_was(
-    trainings: Trainings, tmp_path: Path, take: Callable[[Trainings, str], None], failures: int
-) -> None:
-    manifest = training("exact", [*DIGITS, "--epochs", "60", "--save", "weights.safetensors"], workers=2)
-    trainings.apply(manifest)
-    wait_for(lambda: trainings.status("exact").get("step", 0) > 3, "the first steps", 120)
-    before = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods("exact")}
-    take(trainings, "exact-worker-1")
-    status = trainings.wait("exact", 400)
-    assert status["phase"] == "Succeeded", status
-    assert (status["attempt"], status["restarts"]) == (0, failures)
-    after = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods("exact", "worker")}
-    assert {n for n, uid in after.items() if before[n] != uid} == {"exact-worker-1"}
-    found = re.search(r"SHA-256 ([0-9a-f]{64})", trainings.kubectl("logs", "exact-worker-0"))
-    assert found is not None
-    assert found[1] == local_sha(manifest, tmp_path)
-
-
-def test_a_deleted_worker_of_a_ring_restarts_everything(trainings: Trainings) -> None:
-    trainings.apply(training("restart", [*DIGITS, "--epochs", "8"], workers=2, strategy="AllReduce"))
+@pytest.mark.parametrize("strategy", ["Synchronous", "AllReduce"])
+def test_a_deleted_worker_of_the_other_modes_restarts_everything(trainings: Trainings, strategy: str) -> None:
+    trainings.apply(training("restart", [*DIGITS, "--epochs", "8"], workers=2, strategy=strategy))
     wait_for(lambda: trainings.status("restart").get("reason") == "Training", "training", 120)
     trainings.kubectl("delete", "pod", "restart-worker-1", "--wait=false")
     trainings.until("restart", attempt=1)

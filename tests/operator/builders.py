@@ -47,7 +47,7 @@ class Scene:
         self.state = PersistedState(start=NOW, attempt_start=NOW, **state)
         self.now = NOW + 60
         self.pods: dict[str, Pod] = {}
-        self.replaceable = frozenset[int]()
+        self.replaceable: frozenset[int] | None = None
 
     def running(self) -> "Scene":
         for role, ordinal in pods_of(self.spec):

@@ -323,9 +323,12 @@ def test_restarts_of_the_operator_change_nothing(data: st.DataObject) -> None:
     assert all(f.scope == TRAINING or MODES[strategy].knobs.replaces_alone for f in scene.state.failures)
 
 
+SAVES = {"everySteps": 50, "to": "/checkpoints"}
+
+
 def waiting(replaceable: set[int]) -> Scene:
     """A training whose workers wait for one in a lost one's place."""
-    scene = Scene(a_spec(workers=3, strategy="Synchronous")).running()
+    scene = Scene(a_spec(workers=3, strategy="Synchronous", checkpoint=SAVES)).running()
     scene.replaceable = frozenset(replaceable)
     return scene
 
@@ -360,8 +363,31 @@ def test_a_pod_that_has_gone_unseen_is_made_anew_where_its_place_is_kept(replace
     assert (scene.state.broken is None) == bool(created)
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_is_not_known_yet_is_tried(joined: bool) -> None:
+    """As by an operator that was just started; servers know, and fail where a worker cannot go on."""
+    scene = waiting(set()).fail("worker-1", code=137)
+    scene.replaceable, scene.state = None, replace(scene.state, joined=joined)
+    assert (names(settle(scene)) == ["worker-1"]) == joined
+
+
+def test_without_checkpoints_everything_begins_anew() -> None:
+    scene = Scene(a_spec(workers=3, strategy="Synchronous")).running().fail("worker-1", code=137)
+    scene.replaceable = frozenset({0, 1, 2})
+    assert names(settle(scene)) == ["ps-0", "worker-0", "worker-1", "worker-2"]
+
+
+def test_a_replacement_that_waits_for_its_time_is_no_second_failure() -> None:
+    scene = waiting({0, 1, 2}).fail("worker-1", code=137)
+    settle(scene)
+    del scene.pods["worker-1"]
+    scene.replaceable = frozenset({0, 2})
+    settle(scene)
+    assert scene.state.broken is None
+
+
 def test_all_processes_of_a_pod_need_a_place() -> None:
-    raw = a_spec(workers=2, strategy="Synchronous")
+    raw = a_spec(workers=2, strategy="Synchronous", checkpoint=SAVES)
     raw["workers"]["processesPerReplica"] = 2
     for replaceable, alone in (({0, 1, 2}, False), ({0, 1, 2, 3}, True)):
         scene = Scene(raw).running().fail("worker-1", code=137)

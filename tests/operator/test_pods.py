@@ -30,7 +30,7 @@ def test_a_pod_is_told_what_the_launch_contract_asks_for(strategy: str) -> None:
     assert (launch.role, launch.ordinal, launch.incarnation) == (Role.WORKER, 1, 7)
     server = "coordinator" if strategy == "AllReduce" else "ps"
     assert launch.servers == (f"digits-{server}-0.digits.team.svc:7070",)
-    assert launch.replaced == MODES[strategy].knobs.replaces_alone
+    assert launch.replaced == subject.spec.replaces_alone
     assert launch.training_id == pods.training_id(UID, 2) != pods.training_id(UID, 1)
     assert pod["spec"]["containers"][0]["command"][:4] == ["python", "-P", "-m", "paceline.entrypoint"]
 

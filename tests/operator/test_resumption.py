@@ -60,7 +60,7 @@ def test_with_never_only_what_an_attempt_that_trained_has_saved_is_gone_on_from(
     if suspended:
         scene.state = replace(scene.state, suspended=True)
     else:
-        scene.fail("worker-1")
+        scene.fail("ps-0")
         settle(scene)
         scene.pods.clear()
         scene.now += 10

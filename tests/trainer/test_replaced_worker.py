@@ -14,7 +14,7 @@ from .test_restarts import ended, killed_when, started, steps_of
 SAMPLE = int(os.environ.get("PACELINE_KILL_STEPS", "2"))  # kills; `make sweep` has more
 STEPS = 21  # of each of the three workers
 SLOW = SCRIPT.replace("    optimizer.zero_grad()", "    optimizer.zero_grad(); time.sleep(0.02)")
-ASKED = manifest(["python", "train.py"], "Synchronous", workers=3, servers=2)
+ASKED = manifest(["python", "train.py"], "Synchronous", workers=3, servers=2, checkpoint={"everySteps": 1000})
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,7 @@ loader = paceline.shard(torch.utils.data.DataLoader(data, batch_size=8, shuffle=
 for epoch in range(3):
     for x, y in loader:
         step += 1
+        time.sleep(0.06)  # so that some places are kept
         dies("drawn")
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(model(x), y)
@@ -118,6 +119,20 @@ SCRIPTS = {  # script, whether the worker is replaced alone
         + LOOP.replace("loss.backward()", "(loss * (float('nan') if step == 4 and paceline.rank() == 0 else 1)).backward()"),
         True,
     ),
+    "weights that are clipped after each step": (
+        BASE + ADAM + DISTRIBUTE + LOOP + "        for p in model.parameters(): p.data.clamp_(-0.2, 0.2)\n", True),
+    "an evaluation that is shared out, and a scheduler, in each epoch": (
+        BASE + ADAM + "scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)\n" + DISTRIBUTE
+        + "paceline.state(scheduler=scheduler)\nlooked_at = paceline.shard(torch.utils.data.DataLoader(data, batch_size=24))\n"
+        + LOOP + "    scheduler.step()\n    for x, y in looked_at: model(x); time.sleep(0.1)\n",
+        True,
+    ),
+    "two loaders at once": (
+        BASE + ADAM + DISTRIBUTE
+        + "second = paceline.shard(torch.utils.data.DataLoader(torch.randn(96, 6), batch_size=8, shuffle=True))\n"
+        + LOOP.replace("for x, y in loader:", "for (x, y), z in zip(loader, second):").replace("model(x), y", "model(x + z), y"),
+        True,
+    ),
     "a mean over all workers": (
         BASE + ADAM + DISTRIBUTE + LOOP + "        paceline.mean(loss.item())\n", False),
     "batches of its own": (
@@ -125,10 +140,16 @@ SCRIPTS = {  # script, whether the worker is replaced alone
 }  # fmt: skip
 
 
+PLACES = ("drawn 7", "backward 6", "stepped 8", "drawn 1")
+CASES = [(script, place) for script in SCRIPTS for place in PLACES]
+if "PACELINE_KILL_STEPS" not in os.environ:  # `make sweep` has all
+    CASES = [("plain", place) for place in PLACES] + [(s, PLACES[n % 4]) for n, s in enumerate(SCRIPTS) if n]
+
+
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("place", ["drawn 7", "backward 6", "stepped 8", "drawn 1"])
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(("script", "place"), CASES)
 def test_scripts_whose_worker_is_killed(tmp_path: Path, script: str, place: str) -> None:
     text, alone = SCRIPTS[script]
     asked = manifest(["python", "train.py"], workers=2, servers=2, checkpoint={"everySteps": 3})

@@ -277,6 +277,15 @@ class TrainingSpec(Strict):
         return Knobs() if self.ring else self.server.knobs(self.world_size)
 
     @property
+    def replaces_alone(self) -> bool:
+        """Whether a lost worker alone is started again.
+
+        One that goes on where it was needs a script that can go on from a checkpoint: of that `checkpoint` is the sign.
+        """
+        knobs = self.knobs
+        return knobs.replaces_alone and (self.checkpoint is not None or not knobs.replaced_where_it_was)
+
+    @property
     def server(self) -> ParameterServer:
         """The parameter-server settings in force, defaults included."""
         return self.parameter_server or ParameterServer()

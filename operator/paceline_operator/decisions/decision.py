@@ -30,7 +30,8 @@ class Observed:
     now: float
     settings: DecisionSettings = DecisionSettings()
     joined: bool = False  # the training says that all workers have joined
-    replaceable: frozenset[int] = frozenset()  # worker processes in whose place another can go on, as the training says
+    # worker processes in whose place another can go on, as the training says; None: it has not been asked yet
+    replaceable: frozenset[int] | None = None
 
     @property
     def current(self) -> list[Pod]:
@@ -39,11 +40,14 @@ class Observed:
 
     def replaces_alone(self, role: Role, ordinal: int) -> bool:
         """Whether this pod is replaced when it is lost while the others go on, or wait for it where it was."""
-        knobs, processes = self.spec.knobs, self.spec.workers.processes
-        if role is not Role.WORKER or not knobs.replaces_alone:
+        if role is not Role.WORKER or not self.spec.replaces_alone:
             return False
-        inside = range(ordinal * processes, (ordinal + 1) * processes)
-        return not knobs.replaced_where_it_was or self.replaceable.issuperset(inside)
+        if not self.spec.knobs.replaced_where_it_was:
+            return True
+        if self.replaceable is None:  # as when the operator was just started: the training fails if another cannot
+            return self.state.joined
+        processes = self.spec.workers.processes
+        return self.replaceable.issuperset(range(ordinal * processes, (ordinal + 1) * processes))
 
     @property
     def ended_workers(self) -> frozenset[int]:

@@ -59,8 +59,9 @@ def _missing_when_formed(it: Observed) -> Failure | None:
         return None
     there = {(p.role, p.ordinal) for p in it.current} | {(Role.WORKER, i) for i in it.state.ended}
     for role, ordinal in pods_of(it.spec):
-        if (role, ordinal) not in there and not it.replaces_alone(role, ordinal):
-            name, attempt = labels.replica_name(role, ordinal), it.state.attempt
+        name, attempt = labels.replica_name(role, ordinal), it.state.attempt
+        recorded = any(f.scope == name and f.attempt == attempt for f in it.state.failures)
+        if (role, ordinal) not in there and not recorded and not it.replaces_alone(role, ordinal):
             return Failure(TRAINING, name, "", attempt, "PodDeleted", f"{name}: its pod is gone", it.now, False)
     return None
 

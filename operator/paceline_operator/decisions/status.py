@@ -116,7 +116,7 @@ def _current_phase(
     started, wanted = _started(it), len(pods_of(it.spec))
     if started < wanted:
         replaced = next((f for f in reversed(state.failures) if f.attempt == state.attempt), None)
-        if replaced is not None and it.spec.knobs.replaces_alone:
+        if replaced is not None and it.spec.replaces_alone:
             others = "wait for it" if it.spec.knobs.waits_for_all else "go on"
             text_ = f"{replaced.message}. It is replaced; the others {others}"
             return CurrentPhase("Running", replaced.reason, text_)

@@ -195,7 +195,7 @@ def _launch(it: Subject, role: Role, ordinal: int, attempt: int, incarnation: in
         spec=it.spec,
         servers=tuple(f"{name}.{it.name}.{it.namespace}.svc:{WIRE_PORT}" for name in names),
         incarnation=incarnation,
-        replaced=it.spec.knobs.replaces_alone,
+        replaced=it.spec.replaces_alone,
         listen=f"{EVERYWHERE}:{WIRE_PORT}",
         metrics=f"{EVERYWHERE}:{METRICS_PORT}",
         tls=TLS_FOLDER if it.spec.security.transport is Transport.TLS else None,

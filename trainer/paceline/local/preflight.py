@@ -108,7 +108,7 @@ def cluster_only(request: Request) -> list[str]:
     spec, out = request.training.spec, []
     policy = spec.run_policy.model_fields_set
     for name, field_name in (
-        *([] if spec.checkpoint or spec.knobs.replaces_alone else [("backoff_limit", "backoffLimit")]),
+        *([] if spec.checkpoint or spec.replaces_alone else [("backoff_limit", "backoffLimit")]),
         ("ttl_seconds_after_finished", "ttlSecondsAfterFinished"),
         ("clean_pod_policy", "cleanPodPolicy"),
     ):

@@ -57,7 +57,7 @@ class RunHistory:
     @property
     def replaces_alone(self) -> bool:
         """Whether a worker that was killed is started again while the others go on."""
-        return self._knobs.replaces_alone and self.limit > 0 and self.request.replay is None
+        return self.request.training.spec.replaces_alone and self.limit > 0 and self.request.replay is None
 
     @property
     def _knobs(self) -> Knobs:
@@ -72,7 +72,7 @@ class RunHistory:
         alone = self.replaces_alone and replica.is_worker and killed(replica) and len(self.restarts) < self.limit
         if not alone or not self._knobs.replaced_where_it_was:
             return alone
-        workers = (ask_status() or {}).get("workers", [])
+        workers = (ask_status() or {}).get("workers", ())
         return any(it["worker"] == replica.ordinal and it.get("kept_step") is not None for it in workers)
 
     def replaced(self, replica: Replica) -> str:

@@ -230,12 +230,12 @@ class RunMonitor:
             self._show_progress(status)
 
     def _ask_status(self) -> dict[str, Any] | None:
-        """What server 0 says now; None where it does not answer."""
+        """What server 0 says now or, where it does not answer, has said last."""
         try:
-            found: dict[str, Any] = local_process.get(self._processes.status_url)
+            self._status = local_process.get(self._processes.status_url)
         except local_process.NoAnswer:
-            return None
-        return found
+            pass
+        return self._status
 
     def _show_progress(self, status: dict[str, Any]) -> None:
         """Whatever is wrong with showing: the run goes on, and its end is still seen."""

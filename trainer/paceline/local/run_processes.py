@@ -184,7 +184,7 @@ class RunProcesses:
             self.spec,
             tuple(f"{ports.HOST}:{self.ports[LISTEN, server]}" for server in self._listeners),
             incarnation=self._incarnations[name],
-            replaced=self.spec.knobs.replaces_alone and self.spec.run_policy.backoff_limit > 0,
+            replaced=self.spec.replaces_alone and self.spec.run_policy.backoff_limit > 0,
             listen=f"fd:{listener.fileno()}" if listener else "127.0.0.1:0",
             metrics=f"fd:{self._metrics[name].fileno()}",
             tls=str(self._private / name) if secure else None,

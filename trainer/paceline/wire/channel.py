@@ -215,8 +215,10 @@ class Channel:
                         raise EOFError(self.peer)
                     raise ProtocolError("truncated", f"{self.peer} closed the connection in the middle of a frame")
                 done += count
-        except (OSError, ssl.SSLError, ValueError) as error:  # the last of a TLS connection that was closed here
-            raise self._lost(error) from _told_apart(error)
+        except (OSError, ssl.SSLError, ValueError) as error:
+            if read is None and not isinstance(error, OSError):
+                raise
+            raise self._lost(error) from _told_apart(error)  # a ValueError: of TLS that was closed here
 
     def _lost(self, error: Exception) -> PeerLost:
         if isinstance(error, TimeoutError) and error.errno is None:

@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from paceline_core.errors import UsageError
 
 CHANGED_AFTER_A_STEP = (LRScheduler, GradScaler, torch.nn.Module, torch.optim.Optimizer)
 KEEP_SECONDS = 0.2  # between two places that are kept, at least
+KEEP_SECONDS_EACH = 0.002  # for each worker: one server hears all
 KEEP_SHARE = 1000  # and so many times as long as it takes to put one together: 0.1 % of the time
 LAST = 0  # in place of a checkpoint's number: what a worker ends with
 OTHER_ORDER = (
@@ -76,7 +78,8 @@ class OwnState:
         self._held: Mapping[str, Any] | None = None  # to go on from, once the data is where it was
         self._at_next = False  # once the next iteration begins
         self._keep: Callable[[int, bytes], None] | None = None
-        self._keep_at = 0.0
+        self._keep_at, self._keep_seconds = 0.0, 0.0
+        self._stepped = Counter[int]()  # steps of each optimizer since the script asked for a batch
         self._restored: Callable[[], None] = lambda: None
 
     def begin(self, trained: Sequence[Trained], send: Callable[[int, bytes], None], state: bytes) -> list[int]:
@@ -93,9 +96,9 @@ class OwnState:
         self._data_sets.go_on(places, self._held["asker"], self._reached)
         return list(self._held["numbers"])
 
-    def keep(self, keep: Callable[[int, bytes], None]) -> None:
+    def keep(self, keep: Callable[[int, bytes], None], world_size: int) -> None:
         """From now on tell now and then where this worker is: the updates made, and what it would go on from."""
-        self._keep = keep
+        self._keep, self._keep_seconds = keep, max(KEEP_SECONDS, KEEP_SECONDS_EACH * world_size)
 
     def when_restored(self, restored: Callable[[], None]) -> None:
         """Call this once everything is where it was, before the batch that comes next is drawn."""
@@ -127,6 +130,7 @@ class OwnState:
         the state that was asked for is sent.
         """
         self._batches += 1
+        stepped, self._stepped = self._stepped, Counter()
         if it is None and self._at_next:
             self._at_next = False
             self._restore()
@@ -134,7 +138,7 @@ class OwnState:
         self._reads = data_set if it is not None else self._reads
         if it.steps if it is not None else not self._data_sets.training():
             asked = self._send_what_was_asked_for()
-            self._keep_place()
+            self._keep_place(stepped, at_once=asked > 0)
             self._reads = data_set
             self._hold_after(asked)
         self._reads = data_set
@@ -153,6 +157,7 @@ class OwnState:
 
         With `last` the training ends with it.
         """
+        self._stepped[number] += 1
         if checkpoint:
             self._asked, self._asked_by, self._last = checkpoint, number, last
         if self._batches == self._batches_before.get(number, 0):
@@ -172,10 +177,7 @@ class OwnState:
         """Gives the checkpoint that it was for, or 0."""
         asked, self._asked = self._asked, 0
         if asked:
-            state = self._now()
-            self._send(asked, state)
-            if self._keep is not None and self._held is None:
-                self._keep(sum(it.number for it in self._trained), state)
+            self._send(asked, self._now())
         self._undrawn = None
         return asked
 
@@ -183,13 +185,18 @@ class OwnState:
         if checkpoint:
             self.hold(checkpoint, self._last)
 
-    def _keep_place(self) -> None:
-        if self._keep is None or self._held is not None:
-            return
+    def _keep_place(self, stepped: Mapping[int, int], at_once: bool) -> None:
+        """Only where a step has just ended, of every optimizer, and in the beginning.
+
+        Between the batches of one step, or of one optimizer's several, the script is where no other can begin.
+        """
         began, step = time.monotonic(), sum(it.number for it in self._trained)
-        if began >= self._keep_at and (step or not self._keep_at):
+        whole = len(stepped) == len(self._trained) if step else not self._keep_at
+        if self._keep is None or self._held is not None or not whole:
+            return
+        if at_once or began >= self._keep_at:
             self._keep(step, self._now())
-            self._keep_at = began + max(KEEP_SECONDS, KEEP_SHARE * (time.monotonic() - began))
+            self._keep_at = began + max(self._keep_seconds, KEEP_SHARE * (time.monotonic() - began))
 
     def _now(self) -> bytes:
         drawing = self._undrawn or self._drawing()

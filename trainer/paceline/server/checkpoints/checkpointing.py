@@ -44,7 +44,8 @@ class Checkpointing:
         if spec.checkpoint is not None and place is not None:
             if tell is None:
                 self._completion = completion = Completion(
-                    launch, place, spec.checkpoint.keep, spec.server.replicas, membership.absent,
+                    launch, place, spec.checkpoint.keep, spec.server.replicas,
+                    membership.gone_for_good if spec.replaces_alone else membership.absent,
                     store.firsts, record,
                 )  # fmt: skip
                 self._last_save = it = LastSave(
@@ -105,6 +106,11 @@ class Checkpointing:
         """Shard 0: a worker's state for the checkpoint of `step`."""
         if self._completion is not None:
             self._completion.hear_worker(worker, step, data)
+
+    def replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
+        """Shard 0: another goes on where a worker was; `place` tells where that was after so many updates."""
+        if self._completion is not None:
+            self._completion.replaced(worker, place)
 
     def worker_state(self, worker: int) -> bytes:
         """Shard 0: the state to go on from; b"" where there is none. Raises CheckpointDamaged."""

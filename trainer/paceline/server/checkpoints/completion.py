@@ -114,6 +114,10 @@ class Completion:
         """A worker's state for the checkpoint of `step`, or with LAST the one that it ended with."""
         self._jobs.put(lambda: self._worker_told(worker, step, data))
 
+    def replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
+        """Another goes on where a worker was: what that has not sent comes from its place, or not any more."""
+        self._jobs.put(lambda: self._worker_replaced(worker, place))
+
     def look(self) -> None:
         """Now and then: workers that were waited for may have gone."""
         away = self._away()  # what they sent before is in the queue
@@ -153,6 +157,16 @@ class Completion:
         elif it is not None and it.takes(step):
             self._write_state(it, worker, data)
             self._finish_if_whole()
+
+    def _worker_replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
+        it = self._unfinished
+        if it is None or worker in it.workers:
+            return
+        data = place(it.step)
+        if data is None:
+            self._give_up(it.step, f"worker-{worker} was lost before it had sent its state")
+        else:
+            self._worker_told(worker, it.step, data)
 
     def _write_state(self, it: Unfinished, worker: int, data: bytes) -> None:
         where = finding.of_step(self._root, it.step)

@@ -6,6 +6,7 @@ steps, since the answer names the next one, and all are told what the first was 
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from paceline.checkpoints import finding
@@ -48,6 +49,9 @@ class RingCheckpoints:
         """A worker's state for the checkpoint of `step`."""
         if self._completion is not None:
             self._completion.hear_worker(worker, step, data)
+
+    def replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
+        """In a ring nobody is replaced alone."""
 
     def worker_state(self, worker: int) -> bytes:
         """The state to go on from; b"" where there is none. Raises CheckpointDamaged."""

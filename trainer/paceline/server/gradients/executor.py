@@ -77,7 +77,7 @@ class Executor:
         self._observe = observe
         self.pushes: dict[int, Push] = {}  # complete, not yet applied
         self.outcomes: dict[int, Outcome] = {}  # the last of each worker
-        self.sent_untrained: dict[int, dict[int, bytes]] = {}  # by worker: what it sent with its push
+        self.sent_untrained: dict[int, tuple[int, dict[int, bytes]]] = {}  # by worker: its incarnation, what it sent
         self.final: dict[int, Push] = {}  # what workers' scripts changed after their last step
         self.untrained = UntrainedTensors(shard.signature.untrained)
         self.version = self.lowest = 0
@@ -113,7 +113,7 @@ class Executor:
         last = self.final.get(worker)
         if last is not None and (last.version == self.version or not self.rules.reads_parameters):
             self.shard.install(last.changed if self.rules.reads_parameters else last.certain, last.values)
-            self.untrained.take(worker, self.sent_untrained.get(worker, {}))
+            self.untrained.take(worker, self._sent_by(worker))
         elif last is not None and last.certain:
             log.warning("what worker-%d changed after its last step is not saved: others made more steps", worker)
 
@@ -180,9 +180,10 @@ class Executor:
                 case Admit():
                     self.lowest = action.lowest
                     self.pushes.pop(action.worker, None)  # of its earlier incarnation
-                    self.untrained.take(action.worker, self.sent_untrained.pop(action.worker, {}))
+                    self.untrained.take(action.worker, self._sent_by(action.worker, action.incarnation))
                     self._send_current(action.worker, Outcome(action.incarnation, 0, True, action.version), joined=True)
-                    self._asked.discard(action.worker)  # what was asked for may have gone with its earlier incarnation
+                    if not self.rules.reads_parameters:  # who goes on where it was is further than what was asked for
+                        self._asked.discard(action.worker)  # it may have gone with its earlier incarnation
                 case Reject():
                     self.lowest = action.lowest
                     rejected = Outcome(
@@ -239,13 +240,18 @@ class Executor:
             name = self.shard.signature.parameters[parameter].name
             raise NotFinite(f"{finiteness.of_gradient(worker, pushes[worker].step, name)}, and it did not say so")
 
+    def _sent_by(self, worker: int, incarnation: int | None = None) -> dict[int, bytes]:
+        """What a worker sent beside its push; nothing where another incarnation is named."""
+        its, given = self.sent_untrained.pop(worker, (0, {}))
+        return given if incarnation in (None, its) else {}
+
     def _take_changes(self, version: int, pushes: dict[int, Push]) -> set[int]:
         """Carry out what the lowest worker's script changed since its last reply; gives the workers that are ignored.
 
         Where an update takes one push of each, all make the same changes: a worker alone with one is an error.
         """
         lowest, ignored = pushes.get(self.lowest), set()
-        untrained = {worker: self.sent_untrained.pop(worker, {}) for worker in pushes}
+        untrained = {worker: self._sent_by(worker) for worker in pushes}
         for worker, push in pushes.items():
             if worker == self.lowest:
                 self._take(worker, push, untrained[worker], newest=push.version == version - 1)
@@ -278,7 +284,7 @@ class Executor:
 
     def _reject(self, worker: int, outcome: Outcome) -> None:
         """The gradient is not applied; what the lowest worker's script changed is carried out all the same."""
-        push, untrained = self.pushes.pop(worker, None), self.sent_untrained.pop(worker, {})
+        push, untrained = self.pushes.pop(worker, None), self._sent_by(worker)
         if push is not None and worker == self.lowest:
             self._take(worker, push, untrained, newest=False)
         self._send_current(worker, outcome, touched=push.touched if push is not None else ())

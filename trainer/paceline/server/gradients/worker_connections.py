@@ -165,7 +165,7 @@ class WorkerConnection:
         given = untrained_codec.decode(self._payload(header, untrained_codec.limit(infos)), infos)
         with self.incoming.connection_locks[self.number]:
             if self.incoming.wants((header.incarnation, header.step)):
-                self.executor.sent_untrained[self.worker] = given
+                self.executor.sent_untrained[self.worker] = header.incarnation, given
 
     def _receive_state(self, header: Header) -> None:
         if not self.carries_state:

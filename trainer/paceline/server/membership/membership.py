@@ -102,6 +102,11 @@ class Membership:
         with self.changed:
             return self.left | self.lost.keys()
 
+    def gone_for_good(self) -> set[int]:
+        """The workers that have left; for who was lost another comes, or the training ends."""
+        with self.changed:
+            return set(self.left)
+
     def presence(self, seconds: float) -> tuple[set[int], set[int]]:
         """The workers that may make further steps, and those that have had no connection for so long."""
         with self.changed:

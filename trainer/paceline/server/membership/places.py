@@ -1,43 +1,55 @@
-"""Where each worker is: what another process needs that goes on in its place, exactly where it was."""
+"""Where each worker is: what another process needs that goes on in its place, exactly where it was.
+
+Of each the newest place is kept and the one before: who goes on repeats a step at least, because what a script does
+between a step and the place after it (weights that it clips) is not in what the servers hold.
+"""
 
 import threading
 
 from paceline.wire.frames import Header
-from paceline_core.errors import ProtocolError
 
 PLACE_BYTES = 16 << 20
+KEPT = 2  # places of one worker
+Place = tuple[int, int, bytes]  # incarnation, updates made, what to go on from
 
 
 class Places:
-    """The newest place of each worker, as it told it itself."""
+    """The newest places of each worker, as it told them itself."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._first: dict[int, int] = {}  # the incarnation of each worker that trained first
-        self._held: dict[int, tuple[int, int, bytes]] = {}  # incarnation, updates made, what to go on from
+        self._newest: dict[int, int] = {}  # the incarnation of each worker that trained last
+        self._held: dict[int, list[Place]] = {}  # the newest last
 
     def hear(self, told: Header, data: bytes) -> None:
-        """A worker tells where it is. Raises ProtocolError."""
-        if len(data) > PLACE_BYTES:
-            raise ProtocolError("too_large", f"a place of {len(data)} bytes; at most {PLACE_BYTES} are kept")
+        """A worker tells where it is; without data, that its place is not kept any more."""
         with self._lock:
-            before = self._held.get(told.worker)
-            if before is None or (told.incarnation, told.step) >= before[:2]:
-                self._held[told.worker] = told.incarnation, told.step, data
+            held = self._held.setdefault(told.worker, [])
+            if held and (told.incarnation, told.step) < held[-1][:2]:
+                return
+            if not data:
+                held.clear()
+                return
+            held[:] = [*(place for place in held if place[1] < told.step), (told.incarnation, told.step, data)][-KEPT:]
 
     def begins(self, worker: int, incarnation: int) -> bool:
-        """A process begins as this worker: whether it takes the place of one that was here before."""
+        """A process begins as this worker, or connects anew: whether it takes the place of an earlier one just now."""
         with self._lock:
-            return self._first.setdefault(worker, incarnation) < incarnation
+            before = self._newest.get(worker, incarnation)
+            self._newest[worker] = max(before, incarnation)
+        return before < incarnation
 
-    def of(self, worker: int, incarnation: int) -> bytes:
-        """What a process of this incarnation goes on from in the place of an earlier one; b"" where there is none."""
-        with self._lock:
-            held = self._held.get(worker)
-        return held[2] if held is not None and held[0] < incarnation else b""
+    def of(self, worker: int, incarnation: int, made: int) -> bytes:
+        """What a process of this incarnation goes on from in the place of an earlier one; b"" where there is none.
 
-    def step(self, worker: int) -> int | None:
-        """The updates made where this worker's place was kept last."""
+        `made`: the updates that were made meanwhile.
+        """
         with self._lock:
-            held = self._held.get(worker)
-        return None if held is None else held[1]
+            earlier = [place for place in self._held.get(worker, ()) if place[0] < incarnation]
+        before = [place for place in earlier if place[1] < made]
+        return (before or earlier)[-1][2] if earlier else b""
+
+    def at(self, worker: int, step: int) -> bytes | None:
+        """The place of a worker after so many updates, if it is kept."""
+        with self._lock:
+            return next((data for _, its, data in self._held.get(worker, ()) if its == step), None)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from paceline.model_signature import Signature
 from paceline.server.membership.membership import Membership, lost
-from paceline.server.membership.places import Places
+from paceline.server.membership.places import PLACE_BYTES, Places
 from paceline.server.observability.checksum_comparison import ChecksumComparison
 from paceline.server.observability.reported_rows import checked, whole
 from paceline.server.observability.training_status import TrainingStatus
@@ -28,6 +28,9 @@ class WorkerStates(Protocol):
 
     def worker_state(self, worker: int) -> bytes:
         """The state to go on from; b"" where there is none."""
+
+    def replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
+        """Another goes on where a worker was; `place` tells where that was after so many updates."""
 
 
 class Reports:
@@ -72,8 +75,11 @@ class Reports:
         """Who takes a lost worker's place needs it; without one all have to begin anew."""
         if self._places is None or not self._places.begins(worker, incarnation):
             return
-        if not self._places.of(worker, incarnation) or self._training_status.has_gathered:
+        made = self._training_status.version
+        if not self._places.of(worker, incarnation, made) or not self._training_status.replaceable(worker):
             self._fail(lost(worker))
+        elif self._states is not None:
+            self._states.replaced(worker, lambda step: self._places.at(worker, step) if self._places else None)
 
     def _listen(self, channel: Channel, worker: int) -> None:
         while True:
@@ -91,8 +97,9 @@ class Reports:
                 self._take_leave(channel, worker, header.incarnation)
 
     def _take_state(self, channel: Channel, header: Header) -> None:
-        if header.nbytes > STATE_BYTES:
-            raise ProtocolError("too_large", f"a state of {header.nbytes} bytes; at most {STATE_BYTES} are allowed")
+        most = PLACE_BYTES if header.kind is FrameKind.KEPT else STATE_BYTES
+        if header.nbytes > most:
+            raise ProtocolError("too_large", f"a state of {header.nbytes} bytes; at most {most} are allowed")
         data = bytes(channel.bytes(header))
         if not data and header.kind is FrameKind.SNAPSHOT:
             self._tell_state(channel, header)
@@ -106,11 +113,12 @@ class Reports:
     def _keep_place(self, header: Header, data: bytes) -> None:
         if self._places is not None:
             self._places.hear(header, data)
-            self._training_status.kept(header.worker, header.step)
+            self._training_status.kept(header.worker, header.step if data else None)
 
     def _tell_state(self, channel: Channel, header: Header) -> None:
         """What a worker goes on from: the place that it takes, or else a checkpoint's."""
-        place = self._places.of(header.worker, header.incarnation) if self._places is not None else b""
+        made = self._training_status.version
+        place = self._places.of(header.worker, header.incarnation, made) if self._places is not None else b""
         saved = self._states.worker_state(header.worker) if self._states is not None and not place else b""
         kind = FrameKind.KEPT if place else FrameKind.SNAPSHOT
         channel.send(Header(kind, channel.training), (memoryview(place or saved),))

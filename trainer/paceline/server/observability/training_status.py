@@ -21,6 +21,10 @@ from paceline_core.launch import Launch
 from paceline_core.spec import OnNonFinite
 
 REPORTED = 20  # values that a summary holds
+FEW_REPEATS, REPEATED_SECONDS = (
+    2,
+    60.0,
+)  # what is repeated in a lost worker's place: so many steps, or what took so long
 ACCOUNT_SECONDS = 1.0  # between two accounts of verdict and goodput
 log = logging.getLogger("paceline")
 
@@ -55,6 +59,7 @@ class TrainingStatus:
         self.checkpoints = CheckpointRecord(instruments)
         self._lock = threading.Lock()
         self.has_gathered = False  # whether workers have exchanged values
+        self._kept_at: dict[int, float] = {}  # when each worker's place was kept
         self._log = StepLog(launch.output if launch.ordinal == 0 else None)
 
     def state(self, worker: int, state: str, total_steps: int | None = None) -> None:
@@ -70,18 +75,24 @@ class TrainingStatus:
             it = self.workers[worker]
             it.step = max(it.step, step)
 
-    def kept(self, worker: int, step: int) -> None:
-        """Where a worker was after so many updates is kept for one in its place."""
+    def kept(self, worker: int, step: int | None) -> None:
+        """Where a worker was after so many updates is kept for one in its place; None: it is not, any more."""
         with self._lock:
-            self.workers[worker].kept_step = step
+            self.workers[worker].kept_step, self._kept_at[worker] = step, time.monotonic()
 
     def replaceable(self, worker: int) -> bool:
-        """Whether another can go on where this worker was.
+        """Whether another can go on where this worker was, and soon.
 
         Not once workers have gathered values: what was said before would be asked of the others again.
         """
         with self._lock:
-            return self.workers[worker].kept_step is not None and not self.has_gathered
+            return self._replaceable(worker)
+
+    def _replaceable(self, worker: int) -> bool:
+        step = self.workers[worker].kept_step
+        if step is None or self.has_gathered or self.workers[worker].state == "finished":
+            return False
+        return self.version - step <= FEW_REPEATS or self._updated - self._kept_at[worker] <= REPEATED_SECONDS
 
     def applied(self, version: int, delays: Mapping[int, int], arrivals: Mapping[int, float] | None) -> None:
         """An update was decided; `arrivals` (time.monotonic) of its pushes when it was a round of all."""
@@ -291,7 +302,7 @@ class TrainingStatus:
             "state": it.state,
             "step": it.step,
             "total_steps": it.total_steps,
-            "kept_step": None if self.has_gathered else it.kept_step,
+            "kept_step": it.kept_step if self._replaceable(worker) else None,
             "loss": it.loss,
             "step_seconds": it.steps.wall(),
             "latency_seconds": it.steps.latency(),

@@ -122,10 +122,8 @@ class Reporter:
 
     def keep_place(self, step: int, state: bytes) -> None:
         """Tell, soon, where this worker is after so many updates: another process could go on there."""
-        if len(state) > PLACE_BYTES:
-            return
         with self._lock:
-            self._place = step, state
+            self._place = step, state if len(state) <= PLACE_BYTES else b""
         self._wake.set()
 
     def fetch_state(self) -> tuple[bytes, bool]:
@@ -147,7 +145,7 @@ class Reporter:
         self._stop.set()
         self._wake.set()
         self._thread.join()  # its waits have limits
-        self._try_to_flush(everything=True)
+        self._try(self._flush_everything)
         self._tell(FrameKind.LEAVE, {})
         if self._channel:
             self._channel.close()
@@ -192,25 +190,36 @@ class Reporter:
         return channel
 
     def _run(self) -> None:
+        due = time.monotonic() + self._period
         while not self._stop.is_set():
-            self._wake.wait(self._period)
+            self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
-            if not self._stop.is_set():
-                self._try_to_flush()
+            if self._stop.is_set():
+                break
+            if time.monotonic() < due and not self._is_urgent():
+                self._try(self._send_place)
+            else:
+                self._try(self._flush, self._send_place, self._compare_clocks, self._stay_connected)
+                due = time.monotonic() + self._period
         if self._fails:
-            self._try_to_flush(everything=True)
+            self._try(self._flush_everything)
 
-    def _try_to_flush(self, everything: bool = False) -> None:
+    def _is_urgent(self) -> bool:
+        with self._lock:
+            return bool(self._states or self._went_on)
+
+    def _try(self, *telling: Callable[[], None]) -> None:
         """What cannot be told is left out, with a warning: the training, and what comes later, go on."""
         try:
-            self._flush(everything)
-            if not everything:
-                self._compare_clocks()
-                self._stay_connected()
+            for each in telling:
+                each()
         except Exception as error:
             if str(error) != self._said:
                 self._said = str(error)
                 log.warning("some steps are not reported: %r", error)
+
+    def _flush_everything(self) -> None:
+        self._flush(everything=True)
 
     def _flush(self, everything: bool = False) -> None:
         """Record and send the rows, but keep the last for its loss to come, and those the device has not finished."""
@@ -224,7 +233,6 @@ class Reporter:
             odd, self._odd_gradients = self._odd_gradients, []
             states, self._states = self._states, []
             went_on, self._went_on = self._went_on, 0
-            place, self._place = self._place, None
         told = self._step_metrics.steps(rows)
         reported = self._step_metrics.reported(values)
         if went_on and not self._given_up:
@@ -237,6 +245,10 @@ class Reporter:
             self._tell(FrameKind.REPORT, said | {"weights": [read() for read in weights]})
         for checkpoint, state in states:
             self._send(FrameKind.SNAPSHOT, checkpoint, state)
+
+    def _send_place(self) -> None:
+        with self._lock:
+            place, self._place = self._place, None
         if place is not None:
             self._send(FrameKind.KEPT, *place)
 

@@ -142,6 +142,9 @@ class Exchange:
 
     def leave(self) -> None:
         """Leave; what the script changed after its last step (best weights, loaded again) is carried out."""
+        if self.repeats:  # the script ended before it was where others wait for it: nothing here is newer
+            self._close()
+            return
         changed, untrained = self._changes.found(), self.untrained.changed()
         if not self.launch.spec.knobs.waits_for_all:  # this worker's parameters are not the newest
             changed = Changed(changed.certain, [])
@@ -150,13 +153,16 @@ class Exchange:
         elif changed.all or untrained:
             payload = self._payload([]) | self._push_changed(changed) | {"final": True}
             self._commit(self._header(FrameKind.COMMIT), payload, self.untrained.pack(untrained))
-        for connection in self._connections:
-            connection.close()
+        self._close()
 
     @property
     def traffic(self) -> tuple[int, int]:
         """Payload bytes sent and received since the start, or since a connection was made anew."""
         return sum(c.bytes_sent for c in self._connections), sum(c.bytes_received for c in self._connections)
+
+    def _close(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
     def _connect(self) -> list[ShardConnection]:
         count = self.launch.spec.gradients.connections

@@ -98,7 +98,7 @@ class Session:
         asks = self.launch.resume is not None or self.launch.incarnation > 0
         held, self._takes_place = self.reporter.fetch_state() if asks else (b"", False)
         if self.launch.replaced and self.launch.spec.knobs.replaced_where_it_was:
-            self.own_state.keep(self.reporter.keep_place)
+            self.own_state.keep(self.reporter.keep_place, self.launch.world_size)
         self.own_state.when_restored(self._take_anew)
         numbers = self.own_state.begin(self.exchanges, self.reporter.send_state, held)
         self.number = sum(numbers)

@@ -5,6 +5,7 @@ elements of each tensor, evenly spread, are compared bit by bit. What was found 
 whole, with a copy of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,8 @@ class TensorChanges:
         self._on_devices: dict[torch.device, list[torch.Tensor]] = {}  # the views into other devices' memory
         self._starts: list[int] = []  # where each tensor's samples begin among those of its device
         self._samples: dict[torch.device, torch.Tensor] = {}
-        self._bytes: list[bytes] = []  # of those in this machine's memory
+        self._bytes: list[bytes] = []  # of those in this machine's memory, in their order
+        self._order: dict[int, int] = {}
         self._copies: dict[int, torch.Tensor] = {}
         self.remember()
 
@@ -53,6 +55,7 @@ class TensorChanges:
             self._views = [None if t is None else samples(t) for t in tensors]
             self._on_devices, self._starts = self._by_device()
             self._memory = {n: _memory(v) for n, v in enumerate(self._views) if v is not None and v.is_cpu}
+            self._order = {number: place for place, number in enumerate(self._memory)}
             self._copies |= {n: t for n, t in enumerate(tensors) if t is not None and self._views[n] is None}
         self._tensors, self._addresses = tensors, addresses
         self._versions = [0 if t is None else t._version for t in tensors]
@@ -98,22 +101,21 @@ class TensorChanges:
         if view is None or now is None or now.device != view.device:
             return False
         if number in self._memory:
-            before_bytes = self._bytes[list(self._memory).index(number)]
-            return bool(_memory(now).tobytes() == before_bytes)
+            return bool(_memory(now).tobytes() == self._bytes[self._order[number]])
         start = self._starts[number]
         before = self._samples[view.device][start : start + view.numel()]
         return torch.equal(before, now.to(before.dtype))
 
     def _by_device(self) -> tuple[dict[torch.device, list[torch.Tensor]], list[int]]:
         views: dict[torch.device, list[torch.Tensor]] = {}
-        starts = []
+        ends, starts = Counter[torch.device](), []
         for view in self._views:
             if view is None or view.is_cpu:
                 starts.append(0)
                 continue
-            before = views.setdefault(view.device, [])
-            starts.append(sum(v.numel() for v in before))
-            before.append(view)
+            starts.append(ends[view.device])
+            ends[view.device] += view.numel()
+            views.setdefault(view.device, []).append(view)
         return views, starts
 
     def _take_bytes(self) -> list[bytes]:
