@@ -8,8 +8,8 @@ from paceline.server.membership.places import Places
 from paceline.wire.frames import FrameKind, Header
 
 
-def told(step: int, incarnation: int = 0, worker: int = 1) -> Header:
-    return Header(FrameKind.KEPT, b"0" * 16, worker, incarnation, step)
+def told(step: int, incarnation: int = 0, worker: int = 1, optimizers: int = 1) -> Header:
+    return Header(FrameKind.KEPT, b"0" * 16, worker, incarnation, step, bucket=optimizers)
 
 
 def test_who_goes_on_repeats_a_step_at_least() -> None:
@@ -19,6 +19,13 @@ def test_who_goes_on_repeats_a_step_at_least() -> None:
     assert [places.of(1, 1, made) for made in (9, 8, 7, 4)] == [b"7", b"7", b"4", b"7"]
     assert places.at(1, 7) == b"7"
     assert places.at(1, 0) is None, "two are kept"
+
+
+def test_every_optimizer_repeats_one() -> None:
+    places = Places()
+    for step in (4, 6):
+        places.hear(told(step, optimizers=2), b"%d" % step)
+    assert [places.of(1, 1, made) for made in (6, 7, 8)] == [b"4", b"4", b"6"]
 
 
 def test_before_the_first_update_the_beginning_is_the_place() -> None:
@@ -81,7 +88,7 @@ def test_places_are_kept_where_a_step_has_just_ended(name: str, monkeypatch: pyt
     monkeypatch.setattr(own_state, "KEEP_SECONDS_EACH", 0.0)
     monkeypatch.setattr(own_state, "KEEP_SHARE", 0)
     state, kept, trained = own_state.OwnState(Sets()), list[int](), [Trained() for _ in range(count)]  # type: ignore[arg-type]
-    state.keep(lambda step, _: kept.append(step), 2)
+    state.keep(lambda step, *_: kept.append(step), 2)
     state.begin(trained, lambda *_: None, b"")
     it = Pass(0, steps=1)
     for event in sequence:

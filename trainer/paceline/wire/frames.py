@@ -57,7 +57,9 @@ class FrameKind(IntEnum):
     # to go on from, please, a SNAPSHOT answers
     SNAPSHOT = 24
     SAVED = 25  # server k -> server 0, JSON: this shard's files of a checkpoint are written
-    KEPT = 26  # worker -> server 0, bytes: where it is after `step` updates, for one in its place. READY answers
+    # worker -> server 0, bytes: where it is after `step` updates of `bucket` optimizers, for one in its place; without
+    # any it is not kept any more. READY answers
+    KEPT = 26
     # server k -> server 0: this shard was told to end, save a checkpoint; back: it need not wait (any more)
     ENDING = 27
 

@@ -77,7 +77,7 @@ class OwnState:
         self._begins = False  # whether an iteration was about to begin when the state was taken
         self._held: Mapping[str, Any] | None = None  # to go on from, once the data is where it was
         self._at_next = False  # once the next iteration begins
-        self._keep: Callable[[int, bytes], None] | None = None
+        self._keep: Callable[[int, int, bytes], None] | None = None
         self._keep_at, self._keep_seconds = 0.0, 0.0
         self._stepped = Counter[int]()  # steps of each optimizer since the script asked for a batch
         self._restored: Callable[[], None] = lambda: None
@@ -96,8 +96,8 @@ class OwnState:
         self._data_sets.go_on(places, self._held["asker"], self._reached)
         return list(self._held["numbers"])
 
-    def keep(self, keep: Callable[[int, bytes], None], world_size: int) -> None:
-        """From now on tell now and then where this worker is: the updates made, and what it would go on from."""
+    def keep(self, keep: Callable[[int, int, bytes], None], world_size: int) -> None:
+        """From now on tell now and then where this worker is: updates made, of how many optimizers, and the state."""
         self._keep, self._keep_seconds = keep, max(KEEP_SECONDS, KEEP_SECONDS_EACH * world_size)
 
     def when_restored(self, restored: Callable[[], None]) -> None:
@@ -195,7 +195,7 @@ class OwnState:
         if self._keep is None or self._held is not None or not whole:
             return
         if at_once or began >= self._keep_at:
-            self._keep(step, self._now())
+            self._keep(step, len(self._trained), self._now())
             self._keep_at = began + max(self._keep_seconds, KEEP_SHARE * (time.monotonic() - began))
 
     def _now(self) -> bytes:

@@ -1,16 +1,25 @@
 """Where each worker is: what another process needs that goes on in its place, exactly where it was.
 
-Of each the newest place is kept and the one before: who goes on repeats a step at least, because what a script does
-between a step and the place after it (weights that it clips) is not in what the servers hold.
+Of each the newest place is kept and the one before: who goes on repeats a step of every optimizer at least, because
+what a script does between a step and the place after it (weights that it clips) is not in what the servers hold.
 """
 
 import threading
+from typing import NamedTuple
 
 from paceline.wire.frames import Header
 
 PLACE_BYTES = 16 << 20
 KEPT = 2  # places of one worker
-Place = tuple[int, int, bytes]  # incarnation, updates made, what to go on from
+
+
+class Place(NamedTuple):
+    """One place: after `step` updates, of so many optimizers."""
+
+    incarnation: int
+    step: int
+    optimizers: int
+    data: bytes
 
 
 class Places:
@@ -30,7 +39,8 @@ class Places:
             if not data:
                 held.clear()
                 return
-            held[:] = [*(place for place in held if place[1] < told.step), (told.incarnation, told.step, data)][-KEPT:]
+            place = Place(told.incarnation, told.step, told.bucket, data)
+            held[:] = [*(before for before in held if before.step < told.step), place][-KEPT:]
 
     def begins(self, worker: int, incarnation: int) -> bool:
         """A process begins as this worker, or connects anew: whether it takes the place of an earlier one just now."""
@@ -45,11 +55,11 @@ class Places:
         `made`: the updates that were made meanwhile.
         """
         with self._lock:
-            earlier = [place for place in self._held.get(worker, ()) if place[0] < incarnation]
-        before = [place for place in earlier if place[1] < made]
-        return (before or earlier)[-1][2] if earlier else b""
+            earlier = [place for place in self._held.get(worker, ()) if place.incarnation < incarnation]
+        before = [place for place in earlier if place.step + place.optimizers <= made]
+        return (before or earlier)[-1].data if earlier else b""
 
     def at(self, worker: int, step: int) -> bytes | None:
         """The place of a worker after so many updates, if it is kept."""
         with self._lock:
-            return next((data for _, its, data in self._held.get(worker, ()) if its == step), None)
+            return next((place.data for place in self._held.get(worker, ()) if place.step == step), None)

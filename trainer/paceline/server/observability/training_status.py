@@ -21,10 +21,7 @@ from paceline_core.launch import Launch
 from paceline_core.spec import OnNonFinite
 
 REPORTED = 20  # values that a summary holds
-FEW_REPEATS, REPEATED_SECONDS = (
-    2,
-    60.0,
-)  # what is repeated in a lost worker's place: so many steps, or what took so long
+FEW_REPEATS, REPEATED_SECONDS = 2, 60.0  # in a lost worker's place: so many steps, or what took so long
 ACCOUNT_SECONDS = 1.0  # between two accounts of verdict and goodput
 log = logging.getLogger("paceline")
 

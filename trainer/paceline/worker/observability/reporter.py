@@ -56,7 +56,7 @@ class Reporter:
         self._odd_gradients: list[tuple[int, str]] = []  # steps, and names of parameters
         self._weights: list[Callable[[], Mapping[str, Any]]] = []
         self._states: list[tuple[int, bytes]] = []  # for checkpoints, by their numbers
-        self._place: tuple[int, bytes] | None = None  # the newest, not told yet
+        self._place: tuple[int, int, bytes] | None = None  # the newest, not told yet
         self._went_on = 0  # a step that is not told yet
         self.repeats = False  # what was reported before, by another process in this worker's place
         self._wake = threading.Event()
@@ -120,10 +120,10 @@ class Reporter:
             self._states.append((checkpoint, state))
         self._wake.set()
 
-    def keep_place(self, step: int, state: bytes) -> None:
-        """Tell, soon, where this worker is after so many updates: another process could go on there."""
+    def keep_place(self, step: int, optimizers: int, state: bytes) -> None:
+        """Tell, soon, where this worker is after so many updates of so many optimizers: another could go on there."""
         with self._lock:
-            self._place = step, state if len(state) <= PLACE_BYTES else b""
+            self._place = step, optimizers, state if len(state) <= PLACE_BYTES else b""
         self._wake.set()
 
     def fetch_state(self) -> tuple[bytes, bool]:
@@ -244,20 +244,21 @@ class Reporter:
             said = {"rows": told, "reported": reported, "not_finite": not_finite, "gradients": odd}
             self._tell(FrameKind.REPORT, said | {"weights": [read() for read in weights]})
         for checkpoint, state in states:
-            self._send(FrameKind.SNAPSHOT, checkpoint, state)
+            self._send(replace(self._header(FrameKind.SNAPSHOT), step=checkpoint), state)
 
     def _send_place(self) -> None:
         with self._lock:
             place, self._place = self._place, None
         if place is not None:
-            self._send(FrameKind.KEPT, *place)
+            step, optimizers, state = place
+            self._send(replace(self._header(FrameKind.KEPT), step=step, bucket=optimizers), state)
 
-    def _send(self, kind: FrameKind, step: int, state: bytes) -> None:
-        persist(lambda: self._try_to_send(kind, step, state))
+    def _send(self, header: Header, state: bytes) -> None:
+        persist(lambda: self._try_to_send(header, state))
 
-    def _try_to_send(self, kind: FrameKind, step: int, state: bytes) -> None:
+    def _try_to_send(self, header: Header, state: bytes) -> None:
         def send(channel: Channel) -> None:
-            channel.send(replace(self._header(kind), step=step), (memoryview(state),))
+            channel.send(header, (memoryview(state),))
             channel.control(FrameKind.READY)
 
         self._over_channel(send)
