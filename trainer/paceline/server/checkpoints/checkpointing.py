@@ -8,6 +8,7 @@ from paceline import weights
 from paceline.checkpoints import finding, part_writer
 from paceline.checkpoints.part_writer import Part, PartWriter
 from paceline.server.checkpoints.beginning import Beginning
+from paceline.server.checkpoints.completing import Completing
 from paceline.server.checkpoints.completion import Completion
 from paceline.server.checkpoints.filling import fill
 from paceline.server.checkpoints.last_save import LastSave
@@ -22,8 +23,11 @@ from paceline_core.state_machine import Action, Apply, Event, Save
 OrderOf = Callable[[int], Callable[[Event, Sequence[Action]], None]]  # how to give one, by the pair
 
 
-class Checkpointing:
-    """One shard's part; `executors` are those of its pairs, `tell` tells shard 0 (None on shard 0 itself)."""
+class Checkpointing(Completing):
+    """One shard's part; shard 0 completes checkpoints. `executors` are those of its pairs, `tell` tells shard 0.
+
+    On shard 0 itself `tell` is None.
+    """
 
     def __init__(
         self,
@@ -36,11 +40,9 @@ class Checkpointing:
         record: CheckpointRecord,
     ) -> None:
         self._executors, place, spec = executors, finding.root(launch), launch.spec
-        self.restored = restored = beginning.restored
+        self._restored = restored = beginning.restored
         self._versions = dict(enumerate(restored.manifest.versions)) if restored else {}
         self._writer: PartWriter | None = None
-        self._completion: Completion | None = None  # on shard 0
-        self._last_save: LastSave | None = None
         if spec.checkpoint is not None and place is not None:
             if tell is None:
                 self._completion = completion = Completion(
@@ -60,17 +62,17 @@ class Checkpointing:
     @property
     def begins_at(self) -> int:
         """The step of the checkpoint that the training goes on from; 0 where it begins at its beginning."""
-        return self.restored.manifest.step if self.restored else 0
+        return self._restored.manifest.step if self._restored else 0
 
     def version(self, pair: int) -> int:
         """The version at which a pair begins."""
-        return self.restored.version(pair) if self.restored else 0
+        return self._restored.version(pair) if self._restored else 0
 
     def prepare(self, executor: Executor, pair: int) -> bool:
         """Fill a pair's shard, if there is something to go on from. Raises ModelMismatch, CheckpointDamaged."""
-        if self.restored is not None:
-            fill(executor, self.restored, pair)
-        return self.restored is not None
+        if self._restored is not None:
+            fill(executor, self._restored, pair)
+        return self._restored is not None
 
     def after(self, pair: int, event: Event, actions: Sequence[Action], order_of: OrderOf) -> Sequence[Action]:
         """Shard 0: the actions, and saving if it is due: after the last pair's update, when a step is complete.
@@ -102,39 +104,11 @@ class Checkpointing:
         if self._completion is not None:
             self._completion.hear_part(ordinal, value)
 
-    def hear_worker(self, worker: int, step: int, data: bytes) -> None:
-        """Shard 0: a worker's state for the checkpoint of `step`."""
-        if self._completion is not None:
-            self._completion.hear_worker(worker, step, data)
-
-    def replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
-        """Shard 0: another goes on where a worker was; `place` tells where that was after so many updates."""
-        if self._completion is not None:
-            self._completion.replaced(worker, place)
-
-    def worker_state(self, worker: int) -> bytes:
-        """Shard 0: the state to go on from; b"" where there is none. Raises CheckpointDamaged."""
-        return self.restored.worker_state(worker) if self.restored else b""
-
-    def look(self) -> None:
-        """Now and then, on shard 0."""
-        if self._completion is not None:
-            self._completion.look()
-
-    def idle(self) -> bool:
-        """Whether no checkpoint is on its way."""
-        return self._completion is None or not self._completion.busy
-
-    def may_end(self) -> bool:
-        """Shard 0: whether a server that was told to end waits for no checkpoint, or not any more."""
-        return self._last_save is None or self._last_save.may_end()
-
     def close(self) -> None:
         """Write what is on its way."""
         if self._writer is not None:
             self._writer.close()
-        if self._completion is not None:
-            self._completion.close()
+        super().close()
 
 
 def _now() -> float:

@@ -6,11 +6,11 @@ steps, since the answer names the next one, and all are told what the first was 
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from paceline.checkpoints import finding
 from paceline.server.checkpoints.beginning import Beginning
+from paceline.server.checkpoints.completing import Completing
 from paceline.server.checkpoints.completion import Completion
 from paceline.server.checkpoints.last_save import LastSave
 from paceline.server.checkpoints.save_schedule import SaveSchedule
@@ -20,14 +20,12 @@ from paceline.server.observability.checkpoint_record import CheckpointRecord
 from paceline_core.launch import Launch
 
 
-class RingCheckpoints:
+class RingCheckpoints(Completing):
     """The coordinator's part. Raises CheckpointDamaged, UsageError for what the training cannot go on from."""
 
     def __init__(self, launch: Launch, membership: Membership, store: KeyValueStore, record: CheckpointRecord) -> None:
         beginning = Beginning.of(launch)
         self._restored = beginning.restored
-        self._completion: Completion | None = None
-        self._last_save: LastSave | None = None
         self._lock = threading.Lock()
         step = self._restored.manifest.step if self._restored else 0
         self._begins_at = step
@@ -44,36 +42,6 @@ class RingCheckpoints:
             store.offer({"ending": it.answer})
         beginning.tell(record, store)
         store.offer({"save": self._save, "saved": self._saved, "resume": self._resume})
-
-    def hear_worker(self, worker: int, step: int, data: bytes) -> None:
-        """A worker's state for the checkpoint of `step`."""
-        if self._completion is not None:
-            self._completion.hear_worker(worker, step, data)
-
-    def replaced(self, worker: int, place: Callable[[int], bytes | None]) -> None:
-        """In a ring nobody is replaced alone."""
-
-    def worker_state(self, worker: int) -> bytes:
-        """The state to go on from; b"" where there is none. Raises CheckpointDamaged."""
-        return self._restored.worker_state(worker) if self._restored else b""
-
-    def look(self) -> None:
-        """Now and then."""
-        if self._completion is not None:
-            self._completion.look()
-
-    def idle(self) -> bool:
-        """Whether no checkpoint is on its way."""
-        return self._completion is None or not self._completion.busy
-
-    def may_end(self) -> bool:
-        """Whether the coordinator, which was told to end, waits for no checkpoint, or not any more."""
-        return self._last_save is None or self._last_save.may_end()
-
-    def close(self) -> None:
-        """Write what is on its way."""
-        if self._completion is not None:
-            self._completion.close()
 
     def _save(self, _: Asker, ask: dict[str, Any]) -> dict[str, Any]:
         """Whether to save after a step, and after which to ask again."""
