@@ -13,6 +13,7 @@ import pytest
 from paceline.server.membership.membership import Membership
 from paceline.server.service import TICK_SECONDS
 from paceline.wire.channel import Channel
+from paceline.wire.frames import FrameKind, Header
 from paceline_core.errors import PeerLost
 from paceline_core.strategies import STRATEGIES
 
@@ -198,6 +199,55 @@ def test_the_others_of_a_synchronous_training_are_told_who_went_without_a_goodby
         first.steps(range(1))
     first.vanish()
     server.stop()
+
+
+def waiting_for_each_other() -> tuple[Served, Trainee, Trainee]:
+    """A training that saves, and its two workers, whose places are kept, after two steps."""
+    server = Served(workers=2, replaced=True, checkpoint={"everySteps": 1000, "to": "/nowhere"})
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda w: Trainee(server.address, width=4, workers=2, ordinal=w), range(2))
+        list(pool.map(lambda it: it.steps(range(2)), (first, second)))
+    for worker in range(2):
+        server.service.reports._keep_place(Header(FrameKind.KEPT, bytes(16), worker, 0, 1, bucket=1), b"a place")
+    return server, first, second
+
+
+def test_a_successor_may_connect_anew_as_often_as_it_likes() -> None:
+    server, first, second = waiting_for_each_other()
+    second.vanish()
+    third = Trainee(server.address, width=4, workers=2, ordinal=1, incarnation=9)
+    server.service.reports._keep_place(Header(FrameKind.KEPT, bytes(16), 1, 9, 2, bucket=1), b"its own")
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(2, 5):
+            reset(server, "worker-1")
+            eventually(lambda: server.service.membership.connected_workers() == 2)
+            list(pool.map(lambda it, n=number: it.steps(range(n, n + 1)), (first, third)))
+        list(pool.map(lambda it: it.weights(), (first, third)))
+    all_end_well([server])
+    assert server.service.training_status.version == 5
+
+
+def test_buffers_of_a_push_that_never_counted_are_not_those_of_its_successor() -> None:
+    server, first, second = waiting_for_each_other()
+    executor = server.service.connections.executors[0]
+    before = executor.untrained.all()
+
+    def step_alone() -> None:
+        with pytest.raises(PeerLost):
+            first.steps(range(2, 3))
+
+    alone = threading.Thread(target=step_alone)
+    alone.start()
+    eventually(lambda: 0 in executor.pushes)
+    assert executor.sent_untrained[0][1], "the statistics of its forward pass"
+    first.vanish()
+    again = Trainee(server.address, width=4, workers=2, incarnation=9)
+    assert executor.untrained.all() == before
+    assert equal(dict(again.model.named_buffers()), dict(second.model.named_buffers()))
+    second.vanish()
+    again.vanish()
+    server.stop()
+    alone.join(30)
 
 
 EXITS = with_line("STEP", "if paceline.rank() == 1 and step == 3: import sys; sys.exit(CODE)")

@@ -205,6 +205,24 @@ def test_a_worker_that_is_lost_is_not_waited_for(tmp_path: Path) -> None:
     assert [file.name for file in found.files] == ["worker-0.state"]
 
 
+@pytest.mark.parametrize("kept", [b"its place", None])
+def test_what_a_lost_worker_had_not_sent_comes_from_its_place_or_not_at_all(tmp_path: Path, kept: bytes | None) -> None:
+    asked = launch(Role.SERVER, workers=2, checkpoint=CHECKPOINT)
+    recorded = CheckpointRecord(metrics.of_server("digits", 0, Level.DETAILED))
+    saving = Completion(asked, Folder(tmp_path), 2, 1, set, dict, recorded)
+    assert saving.begin(2)
+    saving.hear_part(0, {"step": 2, "versions": [2], "files": []})
+    saving.hear_worker(0, 2, b"state")
+    saving.replaced(1, {2: kept}.__getitem__)
+    eventually(lambda: not saving.busy)
+    assert saving.begin(4), "the next one is not kept waiting"
+    saving.close()
+    found = checkpoint_manifest.read(tmp_path / "step-000000002")
+    assert (found is not None) == (kept is not None)
+    if kept is not None:
+        assert (tmp_path / "step-000000002/worker-1.state").read_bytes() == kept
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Make writing a file of this name fail, once."""
