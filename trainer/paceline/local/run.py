@@ -28,6 +28,7 @@ from paceline_core.errors import CheckpointDamaged, SpecError, StoreRefused, Sto
 ENDPOINTS = "endpoints.json"
 TICK_SECONDS = 0.1
 POLL_SECONDS = 0.5
+STATUS_SECONDS = 5.0  # for server 0 to say whether a worker can be replaced alone
 SETTLE_SECONDS = 1.5  # after the first failure, for others that failed by themselves
 SERVER_END_SECONDS = 60.0  # after the last worker
 EXIT = {"Succeeded": 0, "Failed": 1, "Interrupted": 130}
@@ -230,12 +231,15 @@ class RunMonitor:
             self._show_progress(status)
 
     def _ask_status(self) -> dict[str, Any] | None:
-        """What server 0 says now or, where it does not answer, has said last."""
-        try:
-            self._status = local_process.get(self._processes.status_url)
-        except local_process.NoAnswer:
-            pass
-        return self._status
+        """What server 0 says now; None when a server has ended, or it does not answer for some seconds."""
+        limit, servers = time.monotonic() + STATUS_SECONDS, [r for r in self._processes.replicas if not r.is_worker]
+        while time.monotonic() < limit and not any(r.code() is not None for r in servers):
+            try:
+                found: dict[str, Any] = local_process.get(self._processes.status_url)
+                return found
+            except local_process.NoAnswer:
+                time.sleep(TICK_SECONDS)
+        return None
 
     def _show_progress(self, status: dict[str, Any]) -> None:
         """Whatever is wrong with showing: the run goes on, and its end is still seen."""

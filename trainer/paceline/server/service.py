@@ -132,6 +132,8 @@ class ParameterService:
             self.checkpointing.look()
             if self._finished() or self.told_to_end.ends_now():
                 return
+            if self.told_to_end or self.followers.told_to_end():
+                self.training_status.servers_end = True
             if self.followers.told_to_end() and self._may_end():
                 self.followers.let_end()
             self.metrics.set(metrics.CONNECTED, self.membership.connected_workers())

@@ -56,6 +56,7 @@ class TrainingStatus:
         self.checkpoints = CheckpointRecord(instruments)
         self._lock = threading.Lock()
         self.has_gathered = False  # whether workers have exchanged values
+        self.servers_end = False  # whether one was told to, with which everything begins anew
         self._kept_at: dict[int, float] = {}  # when each worker's place was kept
         self._log = StepLog(launch.output if launch.ordinal == 0 else None)
 
@@ -87,7 +88,7 @@ class TrainingStatus:
 
     def _replaceable(self, worker: int) -> bool:
         step = self.workers[worker].kept_step
-        if step is None or self.has_gathered or self.workers[worker].state == "finished":
+        if step is None or self.has_gathered or self.servers_end or self.workers[worker].state == "finished":
             return False
         return self.version - step <= FEW_REPEATS or self._updated - self._kept_at[worker] <= REPEATED_SECONDS
 
