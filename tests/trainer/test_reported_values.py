@@ -139,6 +139,7 @@ def test_a_training_goes_on(run: Run, strategy: str) -> None:
     assert (
         outcome.output.count("left out: 'name' is a str, 'outputs' is a tensor of 7 elements, 'nothing' is None") == 2
     )
-    assert [w["step"] for w in outcome.result["workers"]] == [10, 10]
+    # on a busy machine a worker's first gradient may be too late
+    assert [w["applied"] + w["rejected"] for w in outcome.result["workers"]] == [10, 10]
     assert all(w["loss"] is not None for w in outcome.result["workers"])
     assert len((outcome.folder / "steps.csv").read_text().splitlines()) == 21
