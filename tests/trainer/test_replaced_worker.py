@@ -47,7 +47,8 @@ def test_whichever_worker_is_killed_it_alone_is_replaced_and_the_weights_are_the
         for other in {0, 1, 2} - {worker}:  # each step once: nothing was begun anew
             assert seen(folder, other) == seen(undisturbed.folder.parent, other)
         assert dict.fromkeys(seen(folder, worker)) == dict.fromkeys(seen(undisturbed.folder.parent, worker))
-        assert re.search(rf"worker-{worker} goes on where it was lost: after step \d+", outcome.output)
+        said = re.search(rf"worker-{worker} goes on where it was lost: after step \d+", outcome.output)
+        assert bool(said) == bool(outcome.result["restarts"])
 
 
 BASE = """
