@@ -20,6 +20,7 @@ from paceline.server.service import ParameterService
 from paceline_core.launch import Launch, Role
 from paceline_core.spec import TrainingSpec
 from tests.compatibility.table import Row
+from tests.trainer.inprocess import end_at_once
 
 ID, WORKERS, LIMIT_SECONDS = "5b" * 16, 2, 60
 Weights = list[dict[str, torch.Tensor]]  # of each model
@@ -133,7 +134,7 @@ class Server:
     def end(self, failed: bool) -> str | None:
         """Wait for the end; why it failed, if it did."""
         if failed:
-            self.service.stopping.set()
+            end_at_once(self.service)
         self._thread.join(LIMIT_SECONDS)
         assert not self._thread.is_alive(), "the server does not end"
         return f"{type(self._failure).__name__}: {self._failure}" if self._failure and not failed else None

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import torch
 
+from paceline.server.coordinator import Coordinator
 from paceline.server.service import ParameterService
 from paceline.worker.observability.measuring import Measuring
 from paceline.worker.parameter_server.session import Session
@@ -46,6 +47,12 @@ def launch(
     return Launch(role, ordinal, "test", ID, TrainingSpec.model_validate(spec), servers, **more)  # type: ignore[arg-type]
 
 
+def end_at_once(process: ParameterService | Coordinator) -> None:
+    """As two SIGTERMs do: the first may have it wait for a checkpoint."""
+    process.told_to_end.hear()
+    process.told_to_end.hear()
+
+
 class Served:
     """A parameter server in a thread of this process."""
 
@@ -63,7 +70,7 @@ class Served:
             self.error = error
 
     def stop(self) -> None:
-        self.service.stopping.set()
+        end_at_once(self.service)
         self.thread.join(30)
         assert not self.thread.is_alive()
 

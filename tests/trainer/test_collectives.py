@@ -28,7 +28,7 @@ from paceline_core.launch import Launch, Role
 from paceline_core.modes import MODES
 
 from . import inprocess, test_ring
-from .inprocess import Cutting, Served
+from .inprocess import Cutting, Served, end_at_once
 
 WORKERS = 3
 
@@ -78,7 +78,7 @@ class Common:
     def close(self) -> None:
         for client in self.clients:
             client.close(leave=False)
-        self.server.stopping.set()
+        end_at_once(self.server)
         self.thread.join(20)
         assert not self.thread.is_alive()
 

@@ -102,6 +102,7 @@ def test_whatever_is_killed_the_run_goes_on_and_ends_with_the_same_weights(
         outcome = ended(runner, folder)
         assert outcome.code == 0, outcome.output
         assert outcome.result["weights_sha256"] == undisturbed.result["weights_sha256"]
+        assert outcome.result["restarts"] or step > STEPS - 4, "it was killed, and not at the end"
         for restart in outcome.result["restarts"]:
             alone = strategy == "Synchronous" and name.startswith("worker-")
             assert (restart["replica"], restart["alone"]) == (name, alone)

@@ -18,7 +18,7 @@ from paceline_core.errors import PeerLost
 from paceline_core.launch import Launch, Role
 from paceline_core.spec import TrainingSpec
 
-from .inprocess import ID, Cutting
+from .inprocess import ID, Cutting, end_at_once
 
 WORKERS, STEP = 4, 7
 
@@ -66,7 +66,7 @@ def coordinator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
     thread = threading.Thread(target=it.run)
     thread.start()
     yield it
-    it.stopping.set()
+    end_at_once(it)
     thread.join(20)
     assert not thread.is_alive()
 

@@ -5,7 +5,6 @@ this one is reached over the authenticated wire only.
 """
 
 import logging
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ class Coordinator:
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
-        self.stopping = threading.Event()
         self.metrics = metrics.of_server(launch.training, 0, metric_series.level(launch.spec))
         self.trace = ProcessTrace(launch.name, time.monotonic())
         self.patience = launch.start_limit
@@ -63,7 +61,8 @@ class Coordinator:
         )
         self.acceptor.open()
         try:
-            while not self.stopping.wait(TICK_SECONDS):
+            while True:
+                time.sleep(TICK_SECONDS)
                 self.checkpoints.look()
                 finished = self.membership.finished() and self.checkpoints.idle()
                 if self.membership.failure:  # perhaps by what the last to leave told before
@@ -81,7 +80,7 @@ class Coordinator:
             )
             limit = time.monotonic() + limits.REFUSAL_SECONDS
             while waiting and not self.told_to_end and time.monotonic() < limit:
-                self.stopping.wait(TICK_SECONDS)
+                time.sleep(TICK_SECONDS)
             raise
         finally:
             self.training_status.end()

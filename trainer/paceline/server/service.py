@@ -44,8 +44,7 @@ class ParameterService:
 
     def __init__(self, launch: Launch) -> None:
         spec, self.launch, beginning = launch.spec, launch, Beginning.of(launch)
-        self.stopping = threading.Event()  # write what is reached, and end
-        self.told_to_end = ToldToEnd(launch.end_limit, self._may_end)
+        self.told_to_end = ToldToEnd(launch.end_limit, self._may_end)  # writes what is reached then, and ends
         self.metrics = metrics.of_server(launch.training, launch.ordinal, metric_series.level(spec))
         self.knobs = spec.knobs
         if self.knobs.greatest_delay is not None:
@@ -65,13 +64,9 @@ class ParameterService:
         )  # fmt: skip
         self.norms = Norms(spec.server.replicas, launch.step_limit)
         self.followers = FollowerConnections(
-            spec.server.replicas,
-            self._sequence,
-            self.fail,
-            self.norms,
-            self.checkpointing.hear_shard,
+            spec.server.replicas, self._sequence, self.fail, self.norms, self.checkpointing.hear_shard,
             self.checkpointing.begins_at,
-        )
+        )  # fmt: skip
         self.norms.give = self.followers.give_norm
         self._sequencers: dict[int, Sequencer] = {}  # of each pair of a model and an optimizer; on shard 0
         self._logs: dict[int, ArrivalLog] = {}
@@ -82,15 +77,7 @@ class ParameterService:
         )
         self.leader: LeaderConnection | None = None
         self._over = threading.Event()  # shard 0 has said so
-        handlers: dict[str, Handler] = {"lane": self.connections.serve}
-        if self.first:
-            handlers |= {
-                "report": self.reports.serve,
-                "orders": self.followers.serve_orders,
-                "arrivals": self.followers.serve_arrivals,
-                "store": self.store.serve,
-            }
-        self.acceptor = Acceptor(launch, handlers, self.metrics, self.membership.is_newest)
+        self.acceptor = Acceptor(launch, self._handlers(), self.metrics, self.membership.is_newest)
 
     def run(self) -> None:
         """Serve until every worker has left, then write the weights. Raises what made the training fail."""
@@ -116,8 +103,21 @@ class ParameterService:
             for executor in list(self.connections.executors.values()):
                 executor.fail(error)
 
+    def _handlers(self) -> dict[str, Handler]:
+        """Who serves which kind of connection."""
+        handlers: dict[str, Handler] = {"lane": self.connections.serve}
+        if self.first:
+            handlers |= {
+                "report": self.reports.serve,
+                "orders": self.followers.serve_orders,
+                "arrivals": self.followers.serve_arrivals,
+                "store": self.store.serve,
+            }
+        return handlers
+
     def _wait(self) -> None:
-        while not self.stopping.wait(TICK_SECONDS):
+        while True:
+            time.sleep(TICK_SECONDS)
             executors = list(self.connections.executors.values())
             failure = self.membership.failure or next((e.failure for e in executors if e.failure), None)
             if failure is not None:
@@ -154,8 +154,8 @@ class ParameterService:
             self.leader.tell_failure(known)
         self.acceptor.refuse(known)
         limit = time.monotonic() + limits.REFUSAL_SECONDS
-        while time.monotonic() < limit and not self.told_to_end and not self.stopping.wait(TICK_SECONDS):
-            pass
+        while time.monotonic() < limit and not self.told_to_end:
+            time.sleep(TICK_SECONDS)
 
     def _may_end(self) -> bool:
         """Whether a server that was told to end waits for no checkpoint, or not any more."""

@@ -24,6 +24,7 @@ HEADER_BYTES = LAYOUT.size
 CONTROL_LIMIT = 8 << 20  # bytes of JSON in one frame: a signature of about 50,000 parameters
 ELEMENT_LIMIT = 800_000  # of JSON in one frame: with its text they take less than 64 MiB
 WIDE_LIMIT, ESCAPE_SHARE = 4 << 20, 8  # bytes of JSON with a few characters that are not ASCII: they widen all others
+PLACE_LIMIT = 16 << 20  # bytes of a worker's place (KEPT): where the script's own states take more, none is kept
 VALUE_LIMIT = 1 << 20  # characters of one value that workers exchange: small things, as JSON
 
 

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 from paceline.wire.frames import Header
 
-PLACE_BYTES = 16 << 20
 KEPT = 2  # places of one worker
 
 
-class Place(NamedTuple):
+class KeptPlace(NamedTuple):
     """One place: after `step` updates, of so many optimizers."""
 
     incarnation: int
@@ -28,7 +27,7 @@ class Places:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._newest: dict[int, int] = {}  # the incarnation of each worker that trained last
-        self._held: dict[int, list[Place]] = {}  # the newest last
+        self._held: dict[int, list[KeptPlace]] = {}  # the newest last
 
     def hear(self, told: Header, data: bytes) -> None:
         """A worker tells where it is; without data, that its place is not kept any more."""
@@ -39,7 +38,7 @@ class Places:
             if not data:
                 held.clear()
                 return
-            place = Place(told.incarnation, told.step, told.bucket, data)
+            place = KeptPlace(told.incarnation, told.step, told.bucket, data)
             held[:] = [*(before for before in held if before.step < told.step), place][-KEPT:]
 
     def begins(self, worker: int, incarnation: int) -> bool:

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from paceline.model_signature import Signature
 from paceline.server.membership.membership import Membership, lost
-from paceline.server.membership.places import PLACE_BYTES, Places
+from paceline.server.membership.places import Places
 from paceline.server.observability.checksum_comparison import ChecksumComparison
 from paceline.server.observability.reported_rows import checked, whole
 from paceline.server.observability.training_status import TrainingStatus
 from paceline.terminal import printable
 from paceline.wire.channel import Channel
-from paceline.wire.frames import UNREADABLE, FrameKind, Header, number
+from paceline.wire.frames import PLACE_LIMIT, UNREADABLE, FrameKind, Header, number
 from paceline_core.errors import NotFinite, ProtocolError, WeightsDiffer
 
 STATE_BYTES = 1 << 30  # of one worker's state in a checkpoint
@@ -97,7 +97,7 @@ class Reports:
                 self._take_leave(channel, worker, header.incarnation)
 
     def _take_state(self, channel: Channel, header: Header) -> None:
-        most = PLACE_BYTES if header.kind is FrameKind.KEPT else STATE_BYTES
+        most = PLACE_LIMIT if header.kind is FrameKind.KEPT else STATE_BYTES
         if header.nbytes > most:
             raise ProtocolError("too_large", f"a state of {header.nbytes} bytes; at most {most} are allowed")
         data = bytes(channel.bytes(header))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from paceline.model_signature import Signature
 from paceline.wire import endpoint
 from paceline.wire.channel import Channel
-from paceline.wire.frames import FrameKind, Header
+from paceline.wire.frames import PLACE_LIMIT, FrameKind, Header
 from paceline.wire.retries import persist
 from paceline.worker.observability.reported_values import ReportedValues
 from paceline.worker.observability.step_metrics import StepMetrics, StepRow
@@ -25,7 +25,6 @@ PERIOD_SECONDS = {Level.DETAILED: 0.5, Level.STANDARD: 2.0, Level.AGGREGATED: 5.
 CLOCK_SECONDS, CLOCK_TRIES = 30.0, 5  # between two comparisons of clocks; exchanges in each
 LIMIT_SECONDS = 10.0
 MOST_ROWS = 5000  # in one frame
-PLACE_BYTES = 16 << 20  # of a place that is kept: where the script's own states take more, none is
 REST_SECONDS = 2.0  # for the last rows of a worker that fails
 log = logging.getLogger("paceline")
 
@@ -123,7 +122,7 @@ class Reporter:
     def keep_place(self, step: int, optimizers: int, state: bytes) -> None:
         """Tell, soon, where this worker is after so many updates of so many optimizers: another could go on there."""
         with self._lock:
-            self._place = step, optimizers, state if len(state) <= PLACE_BYTES else b""
+            self._place = step, optimizers, state if len(state) <= PLACE_LIMIT else b""
         self._wake.set()
 
     def fetch_state(self) -> tuple[bytes, bool]:
