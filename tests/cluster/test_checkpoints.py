@@ -138,7 +138,7 @@ def drained(trainings: Trainings) -> None:
 
 
 def test_what_is_told_to_end_saves_first(trainings: Trainings, volume: None, tmp_path: Path) -> None:
-    manifest = a_training(epochs=40, steps=100_000, resume="Never")  # none but because of the signal
+    manifest = a_training(epochs=160, steps=100_000, resume="Never")  # none but because of the signal
     trainings.apply(manifest)
     before = wait_for(lambda: trainings.status(NAME).get("step", 0), "a step", 180)
     drained(trainings)
