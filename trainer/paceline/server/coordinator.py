@@ -16,6 +16,8 @@ from paceline.server.checkpoints.ring_checkpoints import RingCheckpoints
 from paceline.server.membership.acceptor import Acceptor, Handler
 from paceline.server.membership.key_value_store import Asker, KeyValueStore
 from paceline.server.membership.membership import Membership, lost
+from paceline.server.membership.places import Places
+from paceline.server.membership.regrouping import Regrouping
 from paceline.server.membership.reports import Reports
 from paceline.server.membership.ring_diagnosis import RingDiagnosis
 from paceline.server.observability.training_status import TrainingStatus
@@ -36,17 +38,26 @@ class Coordinator:
         self.metrics = metrics.of_server(launch.training, 0, metric_series.level(launch.spec))
         self.trace = ProcessTrace(launch.name, time.monotonic())
         self.patience = launch.start_limit
-        self.membership = Membership(launch.world_size, self.patience)
+        self.membership = Membership(launch.world_size, self.patience, launch.replaced)
         self.training_status = TrainingStatus(launch, self.metrics)
         self.diagnosis = RingDiagnosis(launch, self.membership)
         patience = max(self.patience, launch.step_limit)
         self.store = KeyValueStore(self.membership, patience, lambda *_: None, self.training_status.gathered)
-        self.store.offer({"broken": self._broken})
+        self.regrouping = Regrouping(self.membership, self.patience)
+        self.places = Places() if launch.replaced else None
+        self.store.offer(
+            {
+                "broken": self._broken,
+                "takes_place": self.regrouping.takes_place,
+                "regroup": self.regrouping.regroup,
+            }
+        )
         self.checkpoints = RingCheckpoints(launch, self.membership, self.store, self.training_status.checkpoints)
         self.told_to_end = ToldToEnd(launch.end_limit, self.checkpoints.may_end)
         reports = Reports(
-            self.membership, self.training_status, lambda *_: None, self.membership.fail, self.checkpoints
-        )
+            self.membership, self.training_status, lambda *_: None, self.membership.fail, self.checkpoints,
+            self.places, lambda: self.regrouping.updates,
+        )  # fmt: skip
         handlers: dict[str, Handler] = {
             "report": reports.serve,
             "store": self.store.serve,
@@ -69,8 +80,7 @@ class Coordinator:
                     raise self.membership.failure
                 if finished or self.told_to_end.ends_now():
                     break
-                for worker in self.membership.overdue():
-                    raise PeerLost(self.diagnosis.verdict) if self.diagnosis.verdict else lost(worker)
+                self._look_for_lost_workers()
                 self.metrics.set(metrics.CONNECTED, self.membership.connected_workers())
         except (PeerLost, WeightsDiffer, NotFinite, OSError) as error:
             self.membership.fail(error)
@@ -93,6 +103,15 @@ class Coordinator:
             self.trace.write(self.launch.output)
             web.shutdown()
             web.server_close()
+
+    def _look_for_lost_workers(self) -> None:
+        for worker in self.membership.overdue():
+            if self.places is None or not self.training_status.replaceable(worker):
+                raise PeerLost(self.diagnosis.verdict) if self.diagnosis.verdict else lost(worker)
+            self.training_status.state(worker, "lost")
+            log.warning("%s; the others wait for another in its place", lost(worker))
+        for worker in self.membership.not_replaced() if self.places is not None else ():
+            raise lost(worker)
 
     def _broken(self, asker: Asker, ask: dict[str, Any]) -> None:
         self.diagnosis.broken(asker.worker, int(ask["step"]), bool(ask["too_late"]))

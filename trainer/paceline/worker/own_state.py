@@ -51,6 +51,10 @@ class Trained(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """It."""
 
+    @property
+    def passes(self) -> int:
+        """Reductions of its gradients among the workers so far; 0 where servers sum them."""
+
 
 class OwnState:
     """One worker's. A state is taken between two steps: when the script asks for the next batch.
@@ -80,7 +84,9 @@ class OwnState:
         self._keep: Callable[[int, int, bytes], None] | None = None
         self._keep_at, self._keep_seconds = 0.0, 0.0
         self._stepped = Counter[int]()  # steps of each optimizer since the script asked for a batch
+        self._is_asked: Callable[[], None] = lambda: None
         self._restored: Callable[[], None] = lambda: None
+        self.passes: list[int] = []  # of each optimizer, where this process goes on
 
     def begin(self, trained: Sequence[Trained], send: Callable[[int, bytes], None], state: bytes) -> list[int]:
         """The training has begun, and perhaps goes on from a state; gives the steps made with each optimizer.
@@ -91,6 +97,7 @@ class OwnState:
         if not state:
             return []
         self._held = state_values.decode(state)
+        self.passes = list(self._held.get("passes", ()))
         self._at_next = not any(self._held["numbers"])  # of a worker that had only asked for its first batch
         places = {number: DataPosition(**place) for number, place in self._held["data"].items()}
         self._data_sets.go_on(places, self._held["asker"], self._reached)
@@ -103,6 +110,10 @@ class OwnState:
     def when_restored(self, restored: Callable[[], None]) -> None:
         """Call this once everything is where it was, before the batch that comes next is drawn."""
         self._restored = restored
+
+    def when_asked(self, asked: Callable[[], None]) -> None:
+        """Call this whenever the script asks for a batch, once it is where it was."""
+        self._is_asked = asked
 
     def register(self, objects: Mapping[str, Any]) -> None:
         """Objects whose states belong to a checkpoint. Raises UsageError."""
@@ -134,6 +145,8 @@ class OwnState:
         if it is None and self._at_next:
             self._at_next = False
             self._restore()
+        if self._held is None:
+            self._is_asked()
         self._begins = it is None
         self._reads = data_set if it is not None else self._reads
         if it.steps if it is not None else not self._data_sets.training():
@@ -203,6 +216,7 @@ class OwnState:
         return state_values.encode(
             {
                 "numbers": [it.number for it in self._trained],
+                "passes": [it.passes for it in self._trained],
                 "groups": [_settings(it.optimizer) for it in self._trained],
                 "random": drawing["random"],
                 "begins": self._begins,

@@ -163,8 +163,8 @@ class Completion:
         if it is None or worker in it.workers:
             return
         data = place(it.step)
-        if data is None:
-            self._give_up(it.step, f"worker-{worker} was lost before it had sent its state")
+        if data is None or (self._launch.spec.ring and worker not in it.parts):
+            self._give_up(it.step, f"worker-{worker} was lost before it had sent all of it")
         else:
             self._worker_told(worker, it.step, data)
 

@@ -44,8 +44,10 @@ class Reports:
         fail: Callable[[Exception], None],
         states: WorkerStates | None = None,
         places: Places | None = None,
+        made: Callable[[], int] = lambda: 0,
     ) -> None:
         self._places = places  # kept, where others wait for one in a lost worker's place
+        self._made = made  # updates, where they are not counted here
         self._states = states
         self._fail = fail
         self._membership, self._training_status, self._left = membership, training_status, left
@@ -117,7 +119,7 @@ class Reports:
 
     def _tell_state(self, channel: Channel, header: Header) -> None:
         """What a worker goes on from: the place that it takes, or else a checkpoint's."""
-        made = self._training_status.version
+        made = self._made() or self._training_status.version
         place = self._places.of(header.worker, header.incarnation, made) if self._places is not None else b""
         saved = self._states.worker_state(header.worker) if self._states is not None and not place else b""
         kind = FrameKind.KEPT if place else FrameKind.SNAPSHOT

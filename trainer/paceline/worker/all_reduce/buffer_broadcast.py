@@ -2,15 +2,21 @@
 
 They are found by their names: a module may put another tensor in a buffer's place. Small ones travel together at each
 step; a large one, as a causal mask of 16 MiB, only after it changed on any worker.
+
+Where a ring is made anew (paceline/worker/all_reduce/ring_recovery.py), who lacks the small ones of an exchange takes
+them from a worker that has them.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.distributed import ReduceOp
+
+from paceline_core.errors import PeerLost
 
 SMALL_BYTES = 64 * 1024
 SAMPLES = 64  # elements of a large buffer that are compared
@@ -48,7 +54,13 @@ class Buffers:
         self._arriving: list[tuple[Any, _Packed]] = []
         self._changed: tuple[Any, torch.Tensor] | None = None  # of the step before, by large buffer
         self._places: list[Place] = []
+        self.large_changed = False  # a large one, at any time
+        self._reached = 0  # exchanges that others have completed, and the small buffers of the last of them
+        self._given: torch.Tensor | None = None
         self._lay_out(list(_places(model)))
+        self._held = 0  # the exchange whose small buffers are packed
+        if self._small:
+            self._small.pack()
 
     def __bool__(self) -> bool:
         return bool(self._small or self._large)
@@ -57,9 +69,12 @@ class Buffers:
     def begin(self) -> None:
         """Begin to send worker 0's."""
         self._steps += 1
+        if self._steps <= self._reached:
+            return
         if self._steps in (2, 10, 100) or self._steps % SEARCH_STEPS == 0:
             self._search()
         if self._small:
+            self._held = self._steps if self._source else 0
             self._send(self._small)
         if self._large:
             self._send_changed()
@@ -67,11 +82,66 @@ class Buffers:
     @torch.no_grad()
     def end(self) -> None:
         """Wait until they are here."""
-        for work, packed in self._arriving:
-            work.wait()
-            if not self._source:
+        if self._steps > self._reached:
+            self._wait()
+        if self._steps <= self._reached:
+            self.take()
+        elif not self._source:
+            for _, packed in self._arriving:
                 packed.unpack()
+        self._held = max(self._held, self._steps)
         self._arriving.clear()
+
+    @property
+    def held(self) -> int:
+        """The last exchange of which this worker has all."""
+        return self._held if self._small else self._steps
+
+    def packed(self) -> torch.Tensor:
+        """The small ones of that exchange, as bytes."""
+        return self._small.flat if self._small else torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    @property
+    def awaited(self) -> int:
+        """The exchange that this worker waits for; 0: none."""
+        return self._steps if self._arriving else 0
+
+    def go_on(self, exchanges: int | None, reached: int, given: torch.Tensor | None) -> None:
+        """So many exchanges were made here, and `reached` by others: what came of the last is `given`.
+
+        Raises PeerLost when it is of other buffers than these.
+        """
+        if given is not None and len(given) != len(self.packed()):
+            raise PeerLost(f"{len(given)} bytes of buffers came from another worker, and here are {len(self.packed())}")
+        self._steps = self._steps if exchanges is None else exchanges
+        self._reached, self._given = reached, given
+
+    def take(self) -> None:
+        """What was given, if this is the exchange of it."""
+        if self._small and self._given is not None and self._steps == self._reached:
+            self._small.flat.copy_(self._given)
+            self._small.unpack()
+            self._held, self._given = self._steps, None
+
+    def unpack(self) -> None:
+        """Set the small ones as they were in the last exchange."""
+        if self._small:
+            self._small.unpack()
+
+    def drain(self) -> None:
+        """The group is broken: wait until nothing is on its way any more."""
+        works = [work for work, _ in self._arriving] + ([self._changed[0]] if self._changed else [])
+        for work in works:
+            with suppress(RuntimeError):
+                work.wait()
+        self._arriving, self._changed = [], None
+
+    def _wait(self) -> None:
+        try:
+            for work, _ in self._arriving:
+                work.wait()
+        except RuntimeError as error:
+            self._group.recover(error)  # after which others have given what was waited for
 
     def _lay_out(self, places: list[Place]) -> None:
         small = [p for p in places if p.nbytes <= SMALL_BYTES]
@@ -97,11 +167,13 @@ class Buffers:
         """What changed since the step before, as that step's question to all workers found; and ask anew."""
         pairs = zip(self._detectors, self._large, strict=True)
         changed = torch.stack([detector.compare(place.tensor(), self._device) for detector, place in pairs])
+        self.large_changed = self.large_changed or changed.device.type != "cpu" or bool(changed.any())
         if self._changed is not None:
             work, counts = self._changed
             work.wait()
             travelling = [p for p, count in zip(self._large, counts.tolist(), strict=True) if count]
             if travelling:
+                self.large_changed = True
                 self._send(_Packed(travelling, self._device))
         self._changed = self._group.allreduce([changed]), changed
 

@@ -62,7 +62,7 @@ def restore(
     for index, state in saved_tensors.optimizer_states(restored, number, parameters).items():
         group = optimizer.param_groups[signature.groups[index]]
         optimizer.state[parameters[index]] = {
-            key: _placed(key, value, parameters[index], group) for key, value in state.items()
+            key: placed(key, value, parameters[index], group) for key, value in state.items()
         }
 
 
@@ -100,7 +100,7 @@ def _untrained(model: torch.nn.Module, signature: Signature) -> dict[str, torch.
     return {info.name: held[info.name] for info in signature.untrained}
 
 
-def _placed(key: str, value: Any, parameter: torch.Tensor, group: dict[str, Any]) -> Any:
+def placed(key: str, value: Any, parameter: torch.Tensor, group: dict[str, Any]) -> Any:
     """A value of the state where the optimizer keeps it, and in the parameter's layout if it has its shape."""
     if not isinstance(value, torch.Tensor):
         return value

@@ -5,6 +5,9 @@ parameters all have theirs is sent while backward goes on with the others; the e
 and writes the means back. Buckets travel in the order of their numbers on every worker, also on one that uses other
 layers than the others do.
 
+Of a ring that is made anew while it reduces (paceline/worker/all_reduce/ring_recovery.py) a reduction is made again, or
+its means come from others who had completed it: until all buckets are there no gradient has changed.
+
 A worker's gradient is always what all have in common plus its own share since. So the mean of all gradients is right
 whatever was reduced before: several backward passes, passes within no_sync(), and gradients set by hand.
 """
@@ -50,11 +53,20 @@ class Reducer:
         self._group, self._waits, self._own = group, waits, OwnProcess()
         self._most_bytes, self._overlap = most_bytes, overlap
         self.passes, self.paused = 0, False
-        self._watches = False
+        self._watches = self._keeps = False
+        self._first = True  # no pass has ended in this process
+        self._reached = 0  # passes that others have made, which are not made again here
+        self._given: Sequence[torch.Tensor] | None = None  # the means of the last of them
         self._pending = False  # gradients have come that no reduction holds
         self._queued = False  # the end of this backward pass will reduce
+        self._next = 0  # the first bucket that is not sent
         self._without: list[torch.Tensor] = []  # parameters that had no gradient on any worker
         self.add(parameters, names)
+
+    @property
+    def has_sparse(self) -> bool:
+        """Whether gradients of some parameters are sparse."""
+        return bool(self._sparse)
 
     def add(self, parameters: Sequence[torch.Tensor], names: Sequence[str]) -> None:
         """Reduce the gradients of these too, from the next reduction on; not while a backward pass runs."""
@@ -89,18 +101,37 @@ class Reducer:
         """Make every gradient the mean of all workers'."""
         self._waits.begin()
         with torch.no_grad():
-            self._launch(len(self._buckets))
-            for bucket in self._buckets:
-                bucket.wait()
-            if self._frozen_or_not() != self._flags:  # alike on all workers, as their scripts are
-                self._plan()
-                self._launch(len(self._buckets))
-                for bucket in self._buckets:
-                    bucket.wait()
-            self._without = [bucket.parameters[i] for bucket in self._buckets for i in bucket.write()]
+            if self._sum():
+                self._without = [bucket.parameters[i] for bucket in self._buckets for i in bucket.write()]
         self.passes += 1
+        self._first = False
         self._begin()
         self._waits.end()
+
+    def keep(self) -> None:
+        """From now on keep the means of the last reduction, for workers that have not completed it."""
+        self._keeps = True
+        self._plan()
+
+    def means(self) -> list[torch.Tensor] | None:
+        """Those of the last reduction, a tensor for each bucket; None when they are not all kept."""
+        kept = [means for bucket in self._buckets if (means := bucket.means) is not None]
+        return kept if len(kept) == len(self._buckets) else None
+
+    def go_on(self, passes: int, reached: int, given: Sequence[torch.Tensor] | None) -> None:
+        """So many passes were made here, and `reached` by others, of which the last gave these means."""
+        self.passes, self._reached, self._given = passes, reached, given if passes < reached else None
+
+    def drain(self) -> None:
+        """The group is broken: wait until nothing is on its way any more."""
+        for bucket in self._buckets:
+            bucket.drain()
+
+    def send_again(self) -> None:
+        """Send over another group what was on its way."""
+        count, self._next = self._next, 0
+        with torch.no_grad():
+            self._launch(count)
 
     def watch(self) -> None:
         """From now on look at this worker's own gradients, whether they are finite."""
@@ -116,6 +147,37 @@ class Reducer:
                 return self._names[next(i for i, p in enumerate(self._parameters) if p is parameter)]
         return None
 
+    def _sum(self) -> bool:
+        """Sum all buckets; False where others did that without this worker, and their means are not to be had."""
+        if self.passes >= self._reached:
+            self._launch(len(self._buckets))
+            self._wait()
+        if self._frozen_or_not() != self._flags:  # alike on all workers, as their scripts are
+            self._plan()
+            if self.passes >= self._reached:
+                self._launch(len(self._buckets))
+                for bucket in self._buckets:
+                    bucket.wait()
+        if self.passes >= self._reached:
+            return True
+        if self._given is None or self.passes + 1 < self._reached:
+            return False
+        for bucket, means in zip(self._buckets, self._given, strict=True):
+            bucket.take(means)
+        self._given = None
+        return True
+
+    def _wait(self) -> None:
+        """Wait for all buckets, over another group if this one breaks, or until others have completed them."""
+        waits = True
+        while waits and self.passes >= self._reached:
+            try:
+                for bucket in self._buckets:
+                    bucket.wait()
+                waits = False
+            except RuntimeError as error:
+                self._group.recover(error)
+
     def _plan(self) -> None:
         """Lay out the buckets for the parameters that are trained now."""
         self._flags = self._frozen_or_not()
@@ -127,7 +189,7 @@ class Reducer:
             *(SparseBucket(p, world_size) for p in trained if p in self._sparse),
         ]
         for each in self._buckets:
-            each.watches = self._watches
+            each.watches, each.keeps = self._watches, self._keeps
         place = {p: number for number, bucket in enumerate(self._buckets) for p in bucket.parameters}
         self._places = [place.get(p, -1) for p in self._parameters]
         self._sizes = [len(bucket.parameters) for bucket in self._buckets]
@@ -135,7 +197,7 @@ class Reducer:
 
     def _begin(self) -> None:
         self._left, self._fired = list(self._sizes), bytearray(len(self._parameters))
-        self._next = 0  # the first bucket that is not sent
+        self._next = 0
         self._pending = self._queued = False
 
     def _frozen_or_not(self) -> list[bool]:
@@ -158,7 +220,7 @@ class Reducer:
             place = self._places[index]
             if place >= 0:
                 self._left[place] = left = self._left[place] - 1
-                if not left and place == self._next and self._overlap and self.passes:
+                if not left and place == self._next and self._overlap and not self._first:
                     self._launch_complete()
 
         return ready
@@ -187,6 +249,8 @@ class Reducer:
 
     def _launch(self, end: int) -> None:
         """Send the buckets up to `end` that are not sent."""
+        if self.passes < self._reached:
+            return
         self._own.demand("backward() of the model that is trained, or step() of its optimizer,")
         while self._next < end:
             bucket = self._buckets[self._next]

@@ -5,26 +5,28 @@ is the time from its last own gradient to the moment when the mean of all is the
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 
 from paceline.model_signature import Signature
 from paceline.worker.all_reduce.reducer import Reducer
 from paceline.worker.all_reduce.ring_checkpointing import RingCheckpointing
 from paceline.worker.all_reduce.ring_member import RingMember, meet, timeout
 from paceline.worker.all_reduce.ring_optimizer import RingOptimizer, make_ring_optimizer
+from paceline.worker.all_reduce.ring_recovery import RingRecovery
 from paceline.worker.model_description import describe, gradient_bytes, trained_parameters
 from paceline.worker.observability.measuring import Measuring
 from paceline.worker.observability.phase_hooks import Observer
 from paceline.worker.observability.reporter import Reporter
-from paceline.worker.observability.socket_queues import sockets
 from paceline.worker.observability.step_metrics import LastStep
 from paceline.worker.own_state import OwnState
 from paceline_core.errors import ModelMismatch, UsageError
 from paceline_core.launch import Launch
+
+log = logging.getLogger("paceline")
 
 
 class Ring:
@@ -48,15 +50,20 @@ class Ring:
         self._member = RingMember(launch, observer, signature, measuring, gradient_bytes(parameters), total_steps)
         device = parameters[0].device
         backend = _backend(launch, device)
-        before = sockets()
         self._store = meet(launch)
-        dist.init_process_group(
-            backend, store=self._store, rank=launch.ordinal, world_size=launch.world_size, timeout=timeout(launch)
-        )
-        self._member.join(self._store, sockets() - before, device, backend)
+        self._own_state = own_state
+        self._recovery = it = RingRecovery(launch, self._store, self._pairs, backend, timeout(launch))
+        self._member.join(self._store, it.connections, device, backend)
+        it.socket_queues = self._member.socket_queues
+        own_state.when_restored(it.asked)
+        own_state.when_asked(it.asked)
         self._checkpointing = RingCheckpointing(
-            launch, self._store, own_state, self._member.reporter, self._pairs, measuring.clock
+            launch, self._store, own_state, self._member.reporter, self._pairs, measuring.clock, it.joins
         )
+        self._checkpointing.ask_after = it.next_question(self._checkpointing.ask_after)
+        it.ask_after = lambda: self._checkpointing.ask_after
+        if launch.replaced:
+            own_state.keep(self._keep_place, launch.world_size)
         self._member.number = self._checkpointing.step
         if self._member.number:
             self._member.reporter.went_on(self._member.number)
@@ -120,6 +127,9 @@ class Ring:
 
     def after_update(self, pair: RingOptimizer, skipped: bool) -> None:
         """A step has ended, of whichever pair."""
+        if pair.repeats:
+            self._repeated(pair)
+            return
         pair.number += 1
         self._member.step_ended(pair.gradient_bytes, skipped)
         if self._member.weights_due():
@@ -129,19 +139,38 @@ class Ring:
     def _join(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, signature: Signature) -> None:
         """Make the pair's model the same everywhere, and reduce its gradients from now on."""
         self._compare(signature)
-        before = sockets()
-        group = dist.new_group(timeout=timeout(self.launch))  # what the script itself sends does not come between
-        self._member.socket_queues.add(sockets() - before)
+        group = self._recovery.new_group()
         number = self._checkpointing.add(model, optimizer, signature, self._reducer_of)
         names = [info.name for info in signature.parameters]
         gradients = self.launch.spec.gradients
         made = make_ring_optimizer(
-            model, optimizer, names, self._reducer_of, group, gradients, self, self._member.waiting
-        )
+            model, optimizer, names, self._reducer_of, group, gradients, self, self._member.waiting,
+            self._recovery.joins,
+        )  # fmt: skip
         made.number = number
         self._pairs.append(made)
+        repeats = self._recovery.joined(made, self._own_state.passes)
+        if self._recovery.joins:
+            self._member.reporter.repeats = self._member.reporter.repeats or repeats > 0
+            log.warning(
+                "worker-%d goes on where it was lost: after step %d, with %d to repeat",
+                self.launch.ordinal, number, repeats,
+            )  # fmt: skip
         self._checkpointing.added()
         self._member.clock.end_step()
+
+    def _repeated(self, pair: RingOptimizer) -> None:
+        """A step was left out that had been made, and told, before."""
+        pair.number += 1
+        self._member.step_repeated()
+        self._checkpointing.step_repeated(pair)
+        if not pair.repeats:
+            self._recovery.stepped(pair)
+        self._member.reporter.repeats = any(each.repeats for each in self._pairs)
+
+    def _keep_place(self, step: int, optimizers: int, state: bytes) -> None:
+        """Tell where this worker is, as long as another could go on there."""
+        self._member.reporter.keep_place(step, optimizers, b"" if self._recovery.obstacle() else state)
 
     def _compare(self, signature: Signature) -> None:
         key = f"paceline/model-{len(self._pairs)}"

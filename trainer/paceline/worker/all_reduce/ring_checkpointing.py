@@ -38,26 +38,27 @@ class RingCheckpointing:
         reporter: Reporter,
         pairs: Sequence[RingOptimizer],
         clock: PhaseClock,
+        joins: bool,
     ) -> None:
         self._launch, self._store, self._own_state, self._pairs, self._clock = launch, store, own_state, pairs, clock
         self._signatures: list[Signature] = []
         root = finding.root(launch)
         self._writer = PartWriter(launch.ordinal, root, store.saved) if root is not None else None
-        self._restored = self._verified()
-        state = reporter.fetch_state()[0] if self._restored else b""
+        self._restored = None if joins else self._verified()
+        state = reporter.fetch_state()[0] if self._restored or joins else b""
         self._send_state = reporter.send_state
-        numbers = own_state.begin(pairs, self._taken, state)
+        self._numbers = numbers = own_state.begin(pairs, self._taken, state)
         if self._restored is not None:
             self._demand_common(self._restored, numbers)
-        self._ask_after = self.step + 1
+        self.ask_after = self.step + 1  # the next step after which to ask whether to save
         self._last = False  # whether no step is to be made after the checkpoint
         self._copies: list[Part | str] = []  # of each pair, while a checkpoint is due
         self._stepped = set[int]()  # pairs that have updated since
 
     @property
     def step(self) -> int:
-        """Steps that were made, of all pairs, before this run."""
-        return self._restored.manifest.step if self._restored else 0
+        """Steps that were made, of all pairs, where this process goes on."""
+        return self._restored.manifest.step if self._restored else sum(self._numbers)
 
     def add(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, signature: Signature,
@@ -72,7 +73,7 @@ class RingCheckpointing:
         if self._writer is not None:
             _demand_plain(optimizer)
         if self._restored is None:
-            return 0
+            return sum(self._numbers[number : number + 1])
         pair_checkpoint.restore(self._restored, number, model, optimizer, signature, others)
         return self._restored.version(number)
 
@@ -90,13 +91,17 @@ class RingCheckpointing:
         """An optimizer has updated: copy, if a checkpoint is due."""
         number = self._pairs.index(pair)
         step = sum(each.number for each in self._pairs)
-        if self._writer is not None and (self._copies or step >= self._ask_after):
+        if self._writer is not None and (self._copies or step >= self.ask_after):
             self._clock.enter("checkpoint")
             if self._copies or self._is_due(step):
                 self._copy()
                 self._stepped.add(number)
             self._clock.enter("other")
         self._own_state.step_ended(number, step if self._copies else 0, self._last)
+
+    def step_repeated(self, pair: RingOptimizer) -> None:
+        """A step was left out that had been made before: no checkpoint is made after it."""
+        self._own_state.step_ended(self._pairs.index(pair), 0)
 
     def leave(self) -> None:
         """The script has ended: write what is on its way."""
@@ -122,7 +127,7 @@ class RingCheckpointing:
             )
 
     def _is_due(self, step: int) -> bool:
-        saves, self._ask_after, self._last = self._store.save_after(step)
+        saves, self.ask_after, self._last = self._store.save_after(step)
         return saves
 
     def _copy(self) -> None:

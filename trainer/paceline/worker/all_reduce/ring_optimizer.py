@@ -51,11 +51,14 @@ class RingOptimizer:
     buffers: Buffers
     checks_gradients: bool = False
     number: int = 0  # of its last step
+    reached: int = 0  # the last step that was made without this process: up to it, steps are left out
+    calls_closures: bool = False
 
     def __post_init__(self) -> None:
         self.gradient_bytes = gradient_bytes(self.parameters)
         self.unchanged = Unchanged(self.parameters)
         self._seen = [reducer.passes for reducer in self.reducers]  # at the last step
+        self._updated = False  # whether it has made the update of the step in progress
         self._evaluates = False  # whether the step in progress calls a closure
         self._left_out: list[torch.Tensor | None] | None = None  # gradients that are not finite, during the step
         if self.checks_gradients:
@@ -68,17 +71,36 @@ class RingOptimizer:
         self.waiting.script_ended()
         closure = arguments[1] if len(arguments) > 1 else named.get("closure")
         self._evaluates = callable(closure)
+        self.calls_closures = self.calls_closures or self._evaluates
         if closure is not None and self._evaluates:  # it computes the gradients within the step, perhaps several times
             return (arguments[0], self._evaluated(closure), *arguments[2:]), _without(named, "closure")
         self._settle()
         if self.buffers:
             self.buffers.begin()
         self.listener.before_update(self)
-        if self.checks_gradients:
+        if self.repeats:
+            self._leave_out()
+        elif self.checks_gradients:
             self._leave_out_what_is_not_finite()
         return None
 
+    @property
+    def passes(self) -> int:
+        """Reductions of the gradients that its own reducer has."""
+        return self.reducers[0].passes
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the step in progress, or else the next, was made without this process."""
+        return self.number < self.reached
+
+    @property
+    def updates(self) -> int:
+        """How many its parameters have, also while a step has not ended."""
+        return self.number + self._updated
+
     def _after(self, *_: Any) -> None:
+        self._updated = True
         if self.buffers:
             self.waiting.begin_buffers()
             if self._evaluates:  # the model ran within this step
@@ -91,12 +113,13 @@ class RingOptimizer:
             for parameter, gradient in zip(self.parameters, self._left_out, strict=True):
                 parameter.grad = gradient
             self._left_out = None
+        self._updated = False
         self.listener.after_update(self, skipped)
 
     def _leave_out_what_is_not_finite(self) -> None:
         """Of a mean that is not finite, which is so on every worker alike, the optimizer shall see nothing.
 
-        Without gradients its step changes neither parameters nor its state. A GradScaler looks by itself.
+        A GradScaler looks by itself.
         """
         if getattr(self.optimizer, "found_inf", None) is not None:
             return
@@ -106,7 +129,11 @@ class RingOptimizer:
             return
         own = next((name for r in self.reducers if (name := r.own_not_finite()) is not None), None)
         self.listener.not_finite(self.names[place], own)
-        self._left_out = gradients
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Without gradients the optimizer changes nothing."""
+        self._left_out = [p.grad for p in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -169,11 +196,16 @@ def make_ring_optimizer(
     gradients: Gradients,
     listener: StepListener,
     waiting: Waiting,
+    joins: bool = False,
 ) -> RingOptimizer:
-    """Give every worker worker 0's model, and reduce from now on what no reducer in `reducer_of` does yet."""
+    """Give every worker worker 0's model, and reduce from now on what no reducer in `reducer_of` does yet.
+
+    One that `joins` others takes the model from them in another way.
+    """
     parameters = trained_parameters(optimizer)
     device = parameters[0].device
-    _spread([*parameters, *model.parameters(), *model.buffers()], group, device)
+    if not joins:
+        _spread([*parameters, *model.parameters(), *model.buffers()], group, device)
     own = {p: name for p, name in zip(parameters, names, strict=True) if p not in reducer_of}
     most_bytes = int(gradients.bucket_mib * (1 << 20))
     sparse = _with_sparse_gradients(model)

@@ -86,6 +86,18 @@ class RendezvousStore(dist.Store):  # type: ignore[name-defined,misc]
             self._channel.patience(MARGIN_SECONDS)
         self._ask({"op": "broken", "step": step, "too_late": too_late})
 
+    def takes_place(self) -> bool:
+        """Whether another process was this worker before."""
+        return bool(self._ask({"op": "takes_place"}))
+
+    def regroup(self, before: int, told: Mapping[str, Any] | None) -> tuple[int, dict[int, Any]]:
+        """Wait for all workers to make the next group, after that of generation `before`, if there was one.
+
+        Gives its generation and what each worker told. Raises PeerLost, naming who did not come.
+        """
+        answer = self._ask({"op": "regroup", "before": before, "told": told})
+        return int(answer["generation"]), {int(worker): it for worker, it in answer["members"].items()}
+
     def save_after(self, step: int) -> tuple[bool, int, bool]:
         """Whether all save after this step, after which to ask again, and whether none is to be made before the end."""
         answer = self._ask({"op": "save", "step": step})

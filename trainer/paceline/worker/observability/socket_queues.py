@@ -36,17 +36,32 @@ class SocketQueues:
     def __init__(self, descriptors: Iterable[int], waits: Callable[[], bool]) -> None:
         self._sockets: list[socket.socket] = []
         self._waits, self._over = waits, threading.Event()
-        self.sending = 0.0
+        self.sending, self._began = 0.0, False
         self._thread = threading.Thread(target=self._sample, name="socket-queues", daemon=True)
         self.add(descriptors)
 
     def add(self, descriptors: Iterable[int]) -> None:
         """Sample these too."""
-        began = bool(self._sockets)
         self._sockets = [*self._sockets, *(socket.socket(fileno=os.dup(d)) for d in descriptors)]
         self._seconds = SAMPLE_SECONDS * max(1.0, len(self._sockets) / 16)
-        if self._sockets and not began:
+        if self._sockets and not self._began:
+            self._began = True
             self._thread.start()
+
+    def shut_down(self) -> None:
+        """End the connections: whoever waits at one, here or at its other end, is told so at once."""
+        for each in self._sockets:
+            # not of one that listens: torch.distributed ends the process when it can accept no more
+            if not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                with suppress(OSError):  # it has ended
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def replace(self, descriptors: Iterable[int]) -> None:
+        """Sample these from now on, and the others no more."""
+        before, self._sockets = self._sockets, []
+        for each in before:
+            each.close()
+        self.add(descriptors)
 
     def pace(self, bytes_per_second: float) -> None:
         """Send no faster than this on any of them."""
@@ -56,7 +71,7 @@ class SocketQueues:
     def close(self) -> None:
         """Sample no more."""
         self._over.set()
-        if self._sockets:
+        if self._began:
             self._thread.join()
         for each in self._sockets:
             each.close()
