@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from paceline_core.errors import PeerLost
 SMALL_BYTES = 64 * 1024
 SAMPLES = 64  # elements of a large buffer that are compared
 SEARCH_STEPS = 1000  # between two searches for buffers that were registered meanwhile
+NOTHING = -1  # in place of the last exchange, when other buffers are to be exchanged
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Place:
 
 
 class Buffers:
-    """The buffers of one model. `begin` sends them, `end` waits for them."""
+    """The buffers of one model."""
 
     def __init__(self, model: torch.nn.Module, group: Any, device: torch.device) -> None:
         self._model, self._group, self._device = model, group, device
@@ -57,8 +59,10 @@ class Buffers:
         self.large_changed = False  # a large one, at any time
         self._reached = 0  # exchanges that others have completed, and the small buffers of the last of them
         self._given: torch.Tensor | None = None
+        self._held = 0  # the exchange of which the small buffers are packed
+        self._small: _Packed | None = None  # of that exchange
+        self._coming: _Packed | None = None  # of the one in progress
         self._lay_out(list(_places(model)))
-        self._held = 0  # the exchange whose small buffers are packed
         if self._small:
             self._small.pack()
 
@@ -66,45 +70,42 @@ class Buffers:
         return bool(self._small or self._large)
 
     @torch.no_grad()
-    def begin(self) -> None:
-        """Begin to send worker 0's."""
+    def exchange(self) -> None:
+        """Take worker 0's."""
         self._steps += 1
-        if self._steps <= self._reached:
-            return
-        if self._steps in (2, 10, 100) or self._steps % SEARCH_STEPS == 0:
-            self._search()
-        if self._small:
-            self._held = self._steps if self._source else 0
-            self._send(self._small)
-        if self._large:
-            self._send_changed()
-
-    @torch.no_grad()
-    def end(self) -> None:
-        """Wait until they are here."""
         if self._steps > self._reached:
+            self._begin()
             self._wait()
         if self._steps <= self._reached:
             self.take()
         elif not self._source:
             for _, packed in self._arriving:
                 packed.unpack()
-        self._held = max(self._held, self._steps)
+            self._hold()
         self._arriving.clear()
+
+    def _begin(self) -> None:
+        if self._steps in (2, 10, 100) or self._steps % SEARCH_STEPS == 0:
+            self._search()
+        if self._coming:
+            self._send(self._coming)
+            if self._source:
+                self._hold()
+        if self._large:
+            self._send_changed()
+
+    def _hold(self) -> None:
+        """This worker has the small buffers of the exchange."""
+        self._small, self._coming, self._held = self._coming, self._small, self._steps
 
     @property
     def held(self) -> int:
-        """The last exchange of which this worker has all."""
+        """The last exchange of which this worker has all, or else NOTHING."""
         return self._held if self._small else self._steps
 
     def packed(self) -> torch.Tensor:
         """The small ones of that exchange, as bytes."""
         return self._small.flat if self._small else torch.empty(0, dtype=torch.uint8, device="cpu")
-
-    @property
-    def awaited(self) -> int:
-        """The exchange that this worker waits for; 0: none."""
-        return self._steps if self._arriving else 0
 
     def go_on(self, exchanges: int | None, reached: int, given: torch.Tensor | None) -> None:
         """So many exchanges were made here, and `reached` by others: what came of the last is `given`.
@@ -134,19 +135,28 @@ class Buffers:
         for work in works:
             with suppress(RuntimeError):
                 work.wait()
-        self._arriving, self._changed = [], None
+        self._changed = None
+
+    def send_again(self) -> None:
+        """Send over another group what was on its way, unless others have it."""
+        again = [packed for _, packed in self._arriving] if self._steps > self._reached else []
+        self._arriving = [(self._group.broadcast(packed.flat, 0), packed) for packed in again]
 
     def _wait(self) -> None:
-        try:
-            for work, _ in self._arriving:
-                work.wait()
-        except RuntimeError as error:
-            self._group.recover(error)  # after which others have given what was waited for
+        waits = True
+        while waits and self._steps > self._reached:
+            try:
+                for work, _ in self._arriving:
+                    work.wait()
+                waits = False
+            except RuntimeError as error:
+                self._group.recover(error)
 
     def _lay_out(self, places: list[Place]) -> None:
         small = [p for p in places if p.nbytes <= SMALL_BYTES]
         self._places = places
         self._small = _Packed(small, self._device) if small else None
+        self._coming = _Packed(small, self._device) if small else None
         self._large = [p for p in places if p.nbytes > SMALL_BYTES]
         self._detectors = [_ChangeDetector(p.tensor()) for p in self._large]
         self._changed = None
@@ -160,8 +170,10 @@ class Buffers:
         both = torch.tensor([digest, -digest], dtype=torch.int64, device=self._device)
         self._group.allreduce([both], ReduceOp.MAX).wait()
         greatest, least = both.tolist()
-        if greatest == -least:
+        others = len(found) != len(self._places) or any(map(is_not, found, self._places))
+        if greatest == -least and others:
             self._lay_out(found)
+            self._held = NOTHING
 
     def _send_changed(self) -> None:
         """What changed since the step before, as that step's question to all workers found; and ask anew."""

@@ -26,7 +26,6 @@ class Position:
     passes: list[int]  # reductions completed
     holds: list[bool]  # whether it has the means of the last of them
     exchanges: list[int]  # the last of which it has the small buffers
-    awaited: list[int]  # the exchange that it waits for; 0: none
     ask_after: int  # the step after which to ask for a checkpoint
     obstacle: str | None = None  # why its part cannot be repeated
 
@@ -101,8 +100,6 @@ class Agreement:
 
     def _obstacle_of(self, pair: int) -> str | None:
         known = self._known.values()
-        if any(it.awaited[pair] > self.exchanges(pair) for it in known):
-            return "worker 0's buffers of the step were lost with it"
         if self.passes(pair) and self._holder(pair) is None:
             return "nobody has the mean gradients of the last reduction any more"
         behind = min(min(it.passes[pair] - self.passes(pair), it.updates[pair] - self.updates(pair)) for it in known)

@@ -58,7 +58,6 @@ class RingOptimizer:
         self.gradient_bytes = gradient_bytes(self.parameters)
         self.unchanged = Unchanged(self.parameters)
         self._seen = [reducer.passes for reducer in self.reducers]  # at the last step
-        self._updated = False  # whether it has made the update of the step in progress
         self._evaluates = False  # whether the step in progress calls a closure
         self._left_out: list[torch.Tensor | None] | None = None  # gradients that are not finite, during the step
         if self.checks_gradients:
@@ -75,8 +74,7 @@ class RingOptimizer:
         if closure is not None and self._evaluates:  # it computes the gradients within the step, perhaps several times
             return (arguments[0], self._evaluated(closure), *arguments[2:]), _without(named, "closure")
         self._settle()
-        if self.buffers:
-            self.buffers.begin()
+        self._exchange_buffers()
         self.listener.before_update(self)
         if self.repeats:
             self._leave_out()
@@ -94,26 +92,22 @@ class RingOptimizer:
         """Whether the step in progress, or else the next, was made without this process."""
         return self.number < self.reached
 
-    @property
-    def updates(self) -> int:
-        """How many its parameters have, also while a step has not ended."""
-        return self.number + self._updated
-
-    def _after(self, *_: Any) -> None:
-        self._updated = True
+    def _exchange_buffers(self) -> None:
+        """Before the update: if worker 0 is lost meanwhile, another can run the model with the same weights again."""
         if self.buffers:
             self.waiting.begin_buffers()
-            if self._evaluates:  # the model ran within this step
-                self.buffers.begin()
-            self.buffers.end()
+            self.buffers.exchange()
             self.waiting.end()
+
+    def _after(self, *_: Any) -> None:
+        if self._evaluates:  # the model ran within this step
+            self._exchange_buffers()
         self.unchanged.note()
         skipped = self._left_out is not None
         if self._left_out is not None:
             for parameter, gradient in zip(self.parameters, self._left_out, strict=True):
                 parameter.grad = gradient
             self._left_out = None
-        self._updated = False
         self.listener.after_update(self, skipped)
 
     def _leave_out_what_is_not_finite(self) -> None:

@@ -31,7 +31,7 @@ from paceline_core.launch import Launch
 
 ALONE = -1  # the group of a process that was in none
 GLOO = "gloo"
-NEVER_ASKED = "worker-{} cannot go on where it was lost: its script did not ask for a batch after the last step that it made again"
+NEVER_ASKED = "worker-{} cannot go on where it was lost: its script did not ask for a batch after the last step that was made again"
 log = logging.getLogger("paceline")
 
 
@@ -127,7 +127,7 @@ class RingRecovery:
         if not self._able or not failure.broken_ring(error) or failure.too_late(error) or self.obstacle():
             raise error
         log.warning("the ring broke: %s; the workers that are left wait for another one", _first_line(error))
-        self._changed = [pair.updates == pair.number and not pair.unchanged for pair in self._pairs]
+        self._changed = [not pair.unchanged for pair in self._pairs]
         position = self._position()
         again: RuntimeError | None = error
         while again is not None:
@@ -156,11 +156,10 @@ class RingRecovery:
     def _position(self) -> Position:
         pairs = self._pairs
         return Position(
-            [pair.updates for pair in pairs],
+            [pair.number for pair in pairs],
             [pair.passes for pair in pairs],
             [pair.reducers[0].means() is not None for pair in pairs],
             [pair.buffers.held for pair in pairs],
-            [pair.buffers.awaited for pair in pairs],
             self.ask_after(),
         )
 
@@ -198,6 +197,7 @@ class RingRecovery:
             return error
         for pair in self._pairs:
             pair.reducers[0].send_again()
+            pair.buffers.send_again()
         return None
 
     def _make_group(self) -> set[int]:

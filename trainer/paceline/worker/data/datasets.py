@@ -140,7 +140,8 @@ class DataSets:
     def _send(self, number: int) -> None:
         """Tell a data set where to go on, if it is to."""
         if number in self._goals:
-            self._epochs[number].go_on(self._goals[number], partial(self._has_reached, number))
+            ended = self._abandon_others if number == self._asker else lambda: None
+            self._epochs[number].go_on(self._goals[number], partial(self._has_reached, number), ended)
 
     def _has_reached(self, number: int) -> None:
         place = self._goals.pop(number)
@@ -154,6 +155,11 @@ class DataSets:
         for number, place in self._goals.items():
             if place.given is not None and number in self._epochs:
                 self._epochs[number].pass_finished()
+
+    def _abandon_others(self) -> None:
+        for number, place in self._goals.items():
+            if place.given and number in self._epochs:
+                self._epochs[number].abandon()
 
     def _of(self, held: object) -> dict[str, DataSet]:
         key = id(held)

@@ -42,6 +42,9 @@ class Epochs:
         self._looks: dict[int, int] = {}
         self._goal: DataPosition | None = None  # where to go on
         self._reached: Callable[[], None] = lambda: None
+        self._went_on: Pass | None = None  # the one that was where it was to go on
+        self._ended: Callable[[], None] = lambda: None
+        self._abandoned = False  # whether no iteration comes to the goal any more
 
     def begin(self) -> Pass:
         """A new iteration."""
@@ -64,6 +67,8 @@ class Epochs:
         if it in _around(self._current):
             self._return_to(it)
         it.open = False
+        if it is self._went_on:
+            self._ended()
         outer = next((o for o in _around(it) if o.open), None)
         it.outer = None
         if self._current is it and not it.steps and outer is not None:
@@ -84,9 +89,24 @@ class Epochs:
             return DataPosition(it.epoch, it.given if it.open else None, dict(self._looks))
         return DataPosition(it.epoch, 0, self._looks | {it.epoch: self._begun[it.epoch]})  # the epoch to come
 
-    def go_on(self, place: DataPosition, reached: Callable[[], None]) -> None:
-        """Go on at a place; `reached` is called there."""
+    def go_on(self, place: DataPosition, reached: Callable[[], None], ended: Callable[[], None]) -> None:
+        """Go on at a place; `reached` is called there, and `ended` at the end of the iteration that came there."""
         self._goal, self._reached, self._looks = place, reached, dict(place.looks)
+        self._ended = ended
+
+    def abandon(self) -> None:
+        """The iteration that was to come to the place is over, unless it has been asked for already: as of the second
+        of two in a `zip`, which is not asked any more when the first is exhausted.
+        """
+        self._abandoned = True
+
+    def asked_for_iteration(self) -> None:
+        """The script calls iter()."""
+        goal = self._goal
+        if goal is not None and self._abandoned:
+            self._goal = None
+            self.set(goal.epoch + 1)
+            self._reached()
 
     def pass_finished(self) -> None:
         """The next iteration is the one to go on in."""
@@ -110,7 +130,7 @@ class Epochs:
         """An iteration is where it was."""
         goal = self._goal
         if goal is not None and it.goes_on and it.epoch == goal.epoch:
-            it.given, self._goal = goal.given or 0, None
+            it.given, self._goal, self._went_on = goal.given or 0, None, it
             self._reached()
 
     def set(self, epoch: int) -> None:

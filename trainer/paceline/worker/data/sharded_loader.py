@@ -58,6 +58,10 @@ class ShardedLoader:
                 told(epoch)
 
     def __iter__(self) -> Iterator[Any]:
+        self._source.data_set.epochs.asked_for_iteration()
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
         epochs = self._source.data_set.epochs
         self._training.asks(self._source.data_set, None)
         it = epochs.begin()
