@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from paceline import failure
 from paceline.checkpoints import state_values
 from paceline.worker.all_reduce import pair_checkpoint
+from paceline.worker.all_reduce.buffer_broadcast import NOTHING
 from paceline.worker.all_reduce.ring_agreement import Agreement, Gift, Position, What
 from paceline.worker.all_reduce.ring_group import RingGroup
 from paceline.worker.all_reduce.ring_optimizer import RingOptimizer
@@ -31,7 +32,9 @@ from paceline_core.launch import Launch
 
 ALONE = -1  # the group of a process that was in none
 GLOO = "gloo"
-NEVER_ASKED = "worker-{} cannot go on where it was lost: its script did not ask for a batch after the last step that was made again"
+NEVER_ASKED = (
+    "worker-{} cannot go on where it was lost: its script asked for no batch after the steps that were made again"
+)
 log = logging.getLogger("paceline")
 
 
@@ -147,6 +150,8 @@ class RingRecovery:
         for pair in self._pairs:
             if pair.calls_closures:
                 return "the optimizer calls a closure"
+            if pair.buffers.held == NOTHING:
+                return "buffers were registered in this step"
             if pair.buffers.large_changed:
                 return "a large buffer has changed"
             if any(each.has_sparse for each in pair.reducers):
