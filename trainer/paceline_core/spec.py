@@ -274,7 +274,7 @@ class TrainingSpec(Strict):
     @property
     def knobs(self) -> Knobs:
         """What this way to update does. In a ring every update is the mean of all workers."""
-        return Knobs(replaces_alone=True) if self.ring else self.server.knobs(self.world_size)
+        return Knobs(replaces_alone=True, held_by_workers=True) if self.ring else self.server.knobs(self.world_size)
 
     @property
     def replaces_alone(self) -> bool:

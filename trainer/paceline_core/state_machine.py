@@ -24,6 +24,7 @@ class Knobs:
     clock_bound: int | None = None  # steps that a worker may be ahead of the slowest member
     learning_rate: Callable[[int], float] = constant  # greatest delay of an update -> factor of the learning rate
     replaces_alone: bool = False  # a worker that is lost ends nothing: another takes its place
+    held_by_workers: bool = False  # they have the weights, and no server: one at least must be left of them
     repeats: bool = False  # the batches of a step that was rejected as stale come again
 
     @property

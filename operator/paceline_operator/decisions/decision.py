@@ -44,6 +44,9 @@ class Observed:
             return False
         if not self.spec.knobs.replaced_where_it_was:
             return True
+        others = [p for p in self.current if p.is_worker and p.ordinal != ordinal and not p.stopped]
+        if self.spec.knobs.held_by_workers and not any(p.phase == "Running" for p in others):
+            return False
         if self.replaceable is None:  # as when the operator was just started: the training fails if another cannot
             return self.state.joined
         processes = self.spec.workers.processes

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,11 +67,15 @@ class RunHistory:
         """How long the run has lasted."""
         return time.monotonic() - self.began
 
-    def goes_on_alone(self, replica: Replica, ask_status: Callable[[], Mapping[str, Any] | None]) -> bool:
-        """Whether this one is to be started again while the others go on, or wait for it where it was."""
+    def goes_on_alone(
+        self, replica: Replica, replicas: Sequence[Replica], ask_status: Callable[[], Mapping[str, Any] | None]
+    ) -> bool:
+        """Whether this one of them is to be started again while the others go on, or wait for it where it was."""
         alone = self.replaces_alone and replica.is_worker and killed(replica) and len(self.restarts) < self.limit
         if not alone or not self._knobs.replaced_where_it_was:
             return alone
+        if self._knobs.held_by_workers and not any(it.is_worker and it.code() is None for it in replicas):
+            return False
         workers = (ask_status() or {}).get("workers", ())
         return any(it["worker"] == replica.ordinal and it.get("kept_step") is not None for it in workers)
 

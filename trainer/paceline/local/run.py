@@ -159,7 +159,7 @@ class RunMonitor:
     def _failed(self) -> bool:
         """Whether something went wrong that ends this attempt; remembers what."""
         for replica in self._processes.replicas:
-            if self._history.goes_on_alone(replica, self._ask_status):
+            if self._history.goes_on_alone(replica, self._processes.replicas, self._ask_status):
                 self._display.note(self._history.replaced(replica))
                 self._processes.start_again(replica, self._display.line)
         self._failure = self._failure or self._crash() or self._broken_rule()

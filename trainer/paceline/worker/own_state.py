@@ -52,8 +52,8 @@ class Trained(Protocol):
         """It."""
 
     @property
-    def passes(self) -> int:
-        """Reductions of its gradients among the workers so far; 0 where servers sum them."""
+    def shared(self) -> tuple[int, int]:
+        """Reductions of gradients and exchanges of buffers among the workers so far; (0, 0) where servers do that."""
 
 
 class OwnState:
@@ -86,7 +86,7 @@ class OwnState:
         self._stepped = Counter[int]()  # steps of each optimizer since the script asked for a batch
         self._is_asked: Callable[[], None] = lambda: None
         self._restored: Callable[[], None] = lambda: None
-        self.passes: list[int] = []  # of each optimizer, where this process goes on
+        self.shared: list[tuple[int, int]] = []  # of each optimizer, where this process goes on
 
     def begin(self, trained: Sequence[Trained], send: Callable[[int, bytes], None], state: bytes) -> list[int]:
         """The training has begun, and perhaps goes on from a state; gives the steps made with each optimizer.
@@ -97,7 +97,7 @@ class OwnState:
         if not state:
             return []
         self._held = state_values.decode(state)
-        self.passes = list(self._held.get("passes", ()))
+        self.shared = [tuple(counts) for counts in self._held.get("shared", ())]
         self._at_next = not any(self._held["numbers"])  # of a worker that had only asked for its first batch
         places = {number: DataPosition(**place) for number, place in self._held["data"].items()}
         self._data_sets.go_on(places, self._held["asker"], self._reached)
@@ -216,7 +216,7 @@ class OwnState:
         return state_values.encode(
             {
                 "numbers": [it.number for it in self._trained],
-                "passes": [it.passes for it in self._trained],
+                "shared": [it.shared for it in self._trained],
                 "groups": [_settings(it.optimizer) for it in self._trained],
                 "random": drawing["random"],
                 "begins": self._begins,

@@ -52,7 +52,7 @@ class Buffers:
     def __init__(self, model: torch.nn.Module, group: Any, device: torch.device) -> None:
         self._model, self._group, self._device = model, group, device
         self._source = group.rank() == 0
-        self._steps = 0
+        self.exchanges = 0
         self._arriving: list[tuple[Any, _Packed]] = []
         self._changed: tuple[Any, torch.Tensor] | None = None  # of the step before, by large buffer
         self._places: list[Place] = []
@@ -72,11 +72,11 @@ class Buffers:
     @torch.no_grad()
     def exchange(self) -> None:
         """Take worker 0's."""
-        self._steps += 1
-        if self._steps > self._reached:
+        self.exchanges += 1
+        if self.exchanges > self._reached:
             self._begin()
             self._wait()
-        if self._steps <= self._reached:
+        if self.exchanges <= self._reached:
             self.take()
         elif not self._source:
             for _, packed in self._arriving:
@@ -85,7 +85,7 @@ class Buffers:
         self._arriving.clear()
 
     def _begin(self) -> None:
-        if self._steps in (2, 10, 100) or self._steps % SEARCH_STEPS == 0:
+        if self.exchanges in (2, 10, 100) or self.exchanges % SEARCH_STEPS == 0:
             self._search()
         if self._coming:
             self._send(self._coming)
@@ -96,38 +96,38 @@ class Buffers:
 
     def _hold(self) -> None:
         """This worker has the small buffers of the exchange."""
-        self._small, self._coming, self._held = self._coming, self._small, self._steps
+        self._small, self._coming, self._held = self._coming, self._small, self.exchanges
 
     @property
     def held(self) -> int:
         """The last exchange of which this worker has all, or else NOTHING."""
-        return self._held if self._small else self._steps
+        return self._held if self._small else self.exchanges
 
     def packed(self) -> torch.Tensor:
         """The small ones of that exchange, as bytes."""
         return self._small.flat if self._small else torch.empty(0, dtype=torch.uint8, device="cpu")
 
-    def go_on(self, exchanges: int | None, reached: int, given: torch.Tensor | None) -> None:
+    def go_on(self, exchanges: int, reached: int, given: torch.Tensor | None) -> None:
         """So many exchanges were made here, and `reached` by others: what came of the last is `given`.
 
         Raises PeerLost when it is of other buffers than these.
         """
         if given is not None and len(given) != len(self.packed()):
             raise PeerLost(f"{len(given)} bytes of buffers came from another worker, and here are {len(self.packed())}")
-        self._steps = self._steps if exchanges is None else exchanges
-        self._reached, self._given = reached, given
+        self.exchanges, self._reached, self._given = exchanges, reached, given
 
     def take(self) -> None:
         """What was given, if this is the exchange of it."""
-        if self._small and self._given is not None and self._steps == self._reached:
+        if self._small and self._given is not None and self.exchanges == self._reached:
             self._small.flat.copy_(self._given)
             self._small.unpack()
-            self._held, self._given = self._steps, None
+            self._held, self._given = self.exchanges, None
 
-    def unpack(self) -> None:
-        """Set the small ones as they were in the last exchange."""
+    def are_set(self) -> None:
+        """All were set to those of another worker: of the small ones those of the last exchange count."""
         if self._small:
             self._small.unpack()
+        self._detectors = [_ChangeDetector(p.tensor()) for p in self._large]
 
     def drain(self) -> None:
         """The group is broken: wait until nothing is on its way any more."""
@@ -139,12 +139,12 @@ class Buffers:
 
     def send_again(self) -> None:
         """Send over another group what was on its way, unless others have it."""
-        again = [packed for _, packed in self._arriving] if self._steps > self._reached else []
+        again = [packed for _, packed in self._arriving] if self.exchanges > self._reached else []
         self._arriving = [(self._group.broadcast(packed.flat, 0), packed) for packed in again]
 
     def _wait(self) -> None:
         waits = True
-        while waits and self._steps > self._reached:
+        while waits and self.exchanges > self._reached:
             try:
                 for work, _ in self._arriving:
                     work.wait()

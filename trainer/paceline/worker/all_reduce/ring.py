@@ -149,7 +149,7 @@ class Ring:
         )  # fmt: skip
         made.number = number
         self._pairs.append(made)
-        repeats = self._recovery.joined(made, self._own_state.passes)
+        repeats = self._recovery.joined(made, self._own_state.shared)
         if self._recovery.joins:
             self._member.reporter.repeats = self._member.reporter.repeats or repeats > 0
             log.warning(

@@ -57,7 +57,7 @@ class RingOptimizer:
     def __post_init__(self) -> None:
         self.gradient_bytes = gradient_bytes(self.parameters)
         self.unchanged = Unchanged(self.parameters)
-        self._seen = [reducer.passes for reducer in self.reducers]  # at the last step
+        self.look()
         self._evaluates = False  # whether the step in progress calls a closure
         self._left_out: list[torch.Tensor | None] | None = None  # gradients that are not finite, during the step
         if self.checks_gradients:
@@ -65,6 +65,10 @@ class RingOptimizer:
                 reducer.watch()
         self.optimizer.register_step_pre_hook(self._before)
         self.optimizer.register_step_post_hook(self._after)
+
+    def look(self) -> None:
+        """What was reduced so far belongs to earlier steps."""
+        self._seen = [reducer.passes for reducer in self.reducers]
 
     def _before(self, _: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         self.waiting.script_ended()
@@ -83,9 +87,9 @@ class RingOptimizer:
         return None
 
     @property
-    def passes(self) -> int:
-        """Reductions of the gradients that its own reducer has."""
-        return self.reducers[0].passes
+    def shared(self) -> tuple[int, int]:
+        """Reductions of the gradients that its own reducer has, and exchanges of buffers, in this attempt."""
+        return self.reducers[0].passes, self.buffers.exchanges
 
     @property
     def repeats(self) -> bool:

@@ -66,10 +66,10 @@ class RingRecovery:
         self.socket_queues.add(sockets() - before)
         return made
 
-    def joined(self, pair: RingOptimizer, passes: Sequence[int]) -> int:
+    def joined(self, pair: RingOptimizer, shared: Sequence[tuple[int, int]]) -> int:
         """A pair is there. Of a newcomer, take what the others have; gives the steps that it makes again.
 
-        `passes`: the reductions of each pair that were made at its place. Raises PeerLost.
+        `shared`: the reductions and exchanges of each pair that were made at its place. Raises PeerLost.
         """
         if self._able:
             pair.reducers[0].keep()
@@ -77,13 +77,14 @@ class RingRecovery:
             return 0
         number = len(self._pairs) - 1
         pair.reached = self._agreement.updates(number)
-        before = sum(passes[number : number + 1])
-        if pair.number > pair.reached or before > self._agreement.passes(number):
+        passes, exchanges = shared[number] if number < len(shared) else (0, 0)
+        if pair.number > pair.reached or passes > self._agreement.passes(number):
             raise PeerLost(
                 f"the place that is kept of worker-{self._launch.ordinal}, after step {pair.number}, is ahead of the "
                 f"others, which are at step {pair.reached}"
             )
-        self._give(number, self._agreement, before, pair.number)
+        self._give(number, self._agreement, passes, exchanges)
+        pair.look()
         return pair.reached - pair.number
 
     def next_question(self, own: int) -> int:
@@ -114,7 +115,7 @@ class RingRecovery:
         for name, tensor in given["tensors"].items():
             held[name].copy_(tensor)
         pair.buffers.take()
-        pair.buffers.unpack()
+        pair.buffers.are_set()
         pair.optimizer.state.clear()
         group_of = {id(p): group for group in pair.optimizer.param_groups for p in group["params"]}
         for parameter, state in zip(pair.parameters, given["states"], strict=True):
@@ -127,7 +128,10 @@ class RingRecovery:
 
     def recover(self, error: RuntimeError) -> None:
         """The group of a pair is broken: come back when there is another. Raises the error where that cannot be."""
-        if not self._able or not failure.broken_ring(error) or failure.too_late(error) or self.obstacle():
+        if not self._able or not failure.broken_ring(error) or failure.too_late(error):
+            raise error
+        if obstacle := self.obstacle():
+            log.warning("the ring broke, and another worker cannot take the lost one's place alone: %s", obstacle)
             raise error
         log.warning("the ring broke: %s; the workers that are left wait for another one", _first_line(error))
         self._changed = [not pair.unchanged for pair in self._pairs]
@@ -162,7 +166,7 @@ class RingRecovery:
         pairs = self._pairs
         return Position(
             [pair.number for pair in pairs],
-            [pair.passes for pair in pairs],
+            [pair.reducers[0].passes for pair in pairs],
             [pair.reducers[0].means() is not None for pair in pairs],
             [pair.buffers.held for pair in pairs],
             self.ask_after(),
@@ -195,7 +199,7 @@ class RingRecovery:
                 before = sockets()
                 self._groups[number].made = dist.new_group(timeout=self._limit)
                 self.socket_queues.add(sockets() - before)
-                self._give(number, agreement, pair.passes, None)
+                self._give(number, agreement, *pair.shared)
         except RuntimeError as error:
             if not failure.broken_ring(error):
                 raise
@@ -217,7 +221,7 @@ class RingRecovery:
         )
         return sockets() - before
 
-    def _give(self, number: int, agreement: Agreement, passes: int, exchanges: int | None) -> None:
+    def _give(self, number: int, agreement: Agreement, passes: int, exchanges: int) -> None:
         """Send and receive what this pair's workers lack; so many passes and exchanges were made here."""
         pair, group, own = self._pairs[number], self._groups[number], self._launch.ordinal
         means = buffers = None

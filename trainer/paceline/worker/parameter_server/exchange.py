@@ -64,7 +64,7 @@ class Exchange:
         self.untrained.leave_out(others)
         self._version, self._lowest = 0, 0
         self.number = 0  # of the optimizer's last step
-        self.passes = 0  # for the servers sum the gradients
+        self.shared = 0, 0  # for the servers sum gradients and spread buffers
         self.repeats = 0  # steps to come that another process in this worker's place has made
         self._first = True  # no step of this process has been sent
         self.save_asked = 0  # by the last answer: the checkpoint for which this worker is to send its state
