@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.worker.all_reduce.ring_agreement import Agreement, Gift, Position, What
+from paceline.worker.all_reduce.recovery.ring_agreement import Agreement, Gift, Position, What
 
 WELL = Position(updates=[4], passes=[4], holds=[True], exchanges=[4], ask_after=9)
 IN_THE_NEXT = replace(WELL, passes=[5], exchanges=[5], updates=[5])  # one step further

@@ -3,7 +3,7 @@
 They are found by their names: a module may put another tensor in a buffer's place. Small ones travel together at each
 step; a large one, as a causal mask of 16 MiB, only after it changed on any worker.
 
-Where a ring is made anew (paceline/worker/all_reduce/ring_recovery.py), who lacks the small ones of an exchange takes
+Where a ring is made anew (paceline/worker/all_reduce/recovery), who lacks the small ones of an exchange takes
 them from a worker that has them.
 """
 

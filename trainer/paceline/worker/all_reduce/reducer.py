@@ -5,7 +5,7 @@ parameters all have theirs is sent while backward goes on with the others; the e
 and writes the means back. Buckets travel in the order of their numbers on every worker, also on one that uses other
 layers than the others do.
 
-Of a ring that is made anew while it reduces (paceline/worker/all_reduce/ring_recovery.py) a reduction is made again, or
+Of a ring that is made anew while it reduces (paceline/worker/all_reduce/recovery) a reduction is made again, or
 its means come from others who had completed it: until all buckets are there no gradient has changed.
 
 A worker's gradient is always what all have in common plus its own share since. So the mean of all gradients is right

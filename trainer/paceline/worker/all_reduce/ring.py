@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import torch
 
 from paceline.model_signature import Signature
+from paceline.worker.all_reduce.recovery.ring_recovery import RingRecovery
 from paceline.worker.all_reduce.reducer import Reducer
 from paceline.worker.all_reduce.ring_checkpointing import RingCheckpointing
 from paceline.worker.all_reduce.ring_member import RingMember, meet, timeout
 from paceline.worker.all_reduce.ring_optimizer import RingOptimizer, make_ring_optimizer
-from paceline.worker.all_reduce.ring_recovery import RingRecovery
 from paceline.worker.model_description import describe, gradient_bytes, trained_parameters
 from paceline.worker.observability.measuring import Measuring
 from paceline.worker.observability.phase_hooks import Observer

@@ -10,6 +10,7 @@ It cannot be done where more was under way than gradients and small buffers: `ob
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from paceline import failure
 from paceline.checkpoints import state_values
 from paceline.worker.all_reduce import pair_checkpoint
 from paceline.worker.all_reduce.buffer_broadcast import NOTHING
-from paceline.worker.all_reduce.ring_agreement import Agreement, Gift, Position, What
-from paceline.worker.all_reduce.ring_group import RingGroup
+from paceline.worker.all_reduce.recovery.ring_agreement import Agreement, Gift, Position, What
+from paceline.worker.all_reduce.recovery.ring_group import RingGroup
 from paceline.worker.all_reduce.ring_optimizer import RingOptimizer
 from paceline.worker.collectives.rendezvous_store import RendezvousStore
 from paceline.worker.model_description import uncompiled
@@ -137,11 +138,19 @@ class RingRecovery:
         self._changed = [not pair.unchanged for pair in self._pairs]
         position = self._position()
         again: RuntimeError | None = error
+        spent = 0.0
         while again is not None:
+            began = time.perf_counter()
             self._break_up()
+            waits = time.perf_counter()
             agreement = self._agree(self._generation, position)
+            all_here = time.perf_counter()
             again = self._go_on(agreement)
-        log.warning("the ring goes on, as generation %d", self._generation)
+            spent += time.perf_counter() - all_here + waits - began
+        log.warning(
+            "the ring goes on, as generation %d: it took %.3f s beside the wait for all to be here",
+            self._generation, spent,
+        )  # fmt: skip
 
     def obstacle(self) -> str | None:
         """Why what this worker does could not be repeated, if so."""

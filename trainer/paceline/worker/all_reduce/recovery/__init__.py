@@ -1,0 +1,1 @@
+"""A ring that is made anew when a worker is lost."""
