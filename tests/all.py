@@ -19,7 +19,7 @@ BESIDE = [  # what measures no times
     *(
         f"tests/trainer/test_{name}.py"
         for name in ("checkpoints", "data_runs", "exact", "examples", "forked_processes", "not_finite", "reported_values",
-                     "object_store_runs", "replaced_worker", "ring_checkpoints")
+                     "object_store_runs", "replaced_worker", "ring_checkpoints", "ring_recovery")
     ),
 ]  # fmt: skip
 NICE = 5  # so that what the cluster runs comes first
