@@ -55,16 +55,6 @@ def a_training(epochs: int, steps: int, **checkpoint: Any) -> dict[str, Any]:
     return manifest
 
 
-def as_ring(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The same without servers: the coordinator and each worker write to the volume."""
-    servers = manifest["spec"].pop("parameterServer")
-    pod, mounted = servers["template"]["spec"], manifest["spec"]["workers"]["template"]["spec"]
-    mounted |= {"volumes": pod["volumes"], "securityContext": pod["securityContext"]}
-    container_of(manifest)["volumeMounts"] = pod["containers"][0]["volumeMounts"]
-    manifest["spec"] |= {"topology": "AllReduce", "allReduce": {"template": servers["template"]}}
-    return manifest
-
-
 def undisturbed(manifest: dict[str, Any], folder: Path) -> str:
     """The SHA-256 of the weights of a run on this machine that nothing happens to; run once for each training."""
     plain = manifest | {"spec": {k: v for k, v in manifest["spec"].items() if k != "checkpoint"}}
@@ -123,16 +113,11 @@ def taken_by_a_user(trainings: Trainings) -> None:
     trainings.kubectl("delete", "pod", f"{NAME}-worker-1", "--wait=false")
 
 
-@pytest.mark.parametrize(
-    ("take", "counted", "ring"),
-    [(taken_by_a_user, 0, False), (killed, 1, False), (taken_by_a_user, 0, True), (killed, 1, True)],
-)
+@pytest.mark.parametrize(("take", "counted"), [(taken_by_a_user, 0), (killed, 1)])
 def test_a_worker_that_is_taken_goes_on_where_it_was(
-    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None], counted: int, ring: bool
+    trainings: Trainings, volume: None, tmp_path: Path, take: Callable[[Trainings], None], counted: int
 ) -> None:
     manifest = a_training(epochs=40, steps=100_000, resume="Never")
-    if ring:
-        manifest = as_ring(manifest)
     trainings.apply(manifest)
     wait_for(lambda: trainings.status(NAME).get("step", 0) > 3, "the first steps", 180)
     before = {p["metadata"]["name"]: p["metadata"]["uid"] for p in trainings.pods(NAME)}

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import pytest
 
+from paceline_core.spec import DistributedTraining
+
 from .conftest import Outcome, manifest
 from .test_restarts import ended, started
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+ASKED = manifest(["python", "train.py"], "AllReduce", checkpoint={"everySteps": 3})
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(
+        not DistributedTraining.model_validate(ASKED).spec.replaces_alone,
+        reason="rings are not made anew yet (TrainingSpec.knobs): scripts are known whose weights would be others",
+    ),
+]
 # DIES: what happens to which worker in which step, each once: "worker place step" separated by commas
 SCRIPT = """
 import os, time, torch, paceline

@@ -273,8 +273,12 @@ class TrainingSpec(Strict):
 
     @property
     def knobs(self) -> Knobs:
-        """What this way to update does. In a ring every update is the mean of all workers."""
-        return Knobs(replaces_alone=True, held_by_workers=True) if self.ring else self.server.knobs(self.world_size)
+        """What this way to update does. In a ring every update is the mean of all workers.
+
+        With `replaces_alone` a ring is made anew where it broke. It is not used yet: scripts are known whose weights
+        would be others (several steps for a batch, weights changed before a step, GradScaler's skipped steps).
+        """
+        return Knobs(held_by_workers=True) if self.ring else self.server.knobs(self.world_size)
 
     @property
     def replaces_alone(self) -> bool:

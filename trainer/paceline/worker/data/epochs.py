@@ -44,6 +44,7 @@ class Epochs:
         self._reached: Callable[[], None] = lambda: None
         self._went_on: Pass | None = None  # the one that was where it was to go on
         self._ended: Callable[[], None] = lambda: None
+        self._is_asked_for = False  # whether the script has called iter() to go on
         self._abandoned = False  # whether no iteration comes to the goal any more
 
     def begin(self) -> Pass:
@@ -95,14 +96,16 @@ class Epochs:
         self._ended = ended
 
     def abandon(self) -> None:
-        """The iteration that was to come to the place is over, unless it has been asked for already: as of the second
-        of two in a `zip`, which is not asked any more when the first is exhausted.
+        """The iteration that the script has called iter() for, and that was to come to the place, is over without it.
+
+        As of the second of two in a `zip`, which is not asked any more when the first is exhausted.
         """
-        self._abandoned = True
+        self._abandoned = self._is_asked_for
 
     def asked_for_iteration(self) -> None:
         """The script calls iter()."""
         goal = self._goal
+        self._is_asked_for = goal is not None
         if goal is not None and self._abandoned:
             self._goal = None
             self.set(goal.epoch + 1)
