@@ -80,7 +80,7 @@ def test_places_are_kept_where_a_step_has_just_ended(name: str, monkeypatch: pyt
             return False
 
     class Trained:
-        number = 0
+        number, shared = 0, (0, 0)
         optimizer: Any = type("", (), {"param_groups": ()})()
 
     count, sequence, expected = SEQUENCES[name]
