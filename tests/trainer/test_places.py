@@ -60,7 +60,7 @@ class Script:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # it is, on the servers
         self.ask, self.states = ask, dict[int, bytes]()
         self.seen, self.evaluated = list[Any](), list[list[int]]()
-        self.number = 0
+        self.number, self.shared = 0, (0, 0)
         self.number = sum(self.own.begin([self], self._send, state))
         self.own.settle()
 
