@@ -1,6 +1,7 @@
 """What the workers of a broken ring agree on: a model of rings that break at any moment, and who is given what then."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,18 @@ def test_what_nobody_can_repeat_is_said(members: dict[int, Position | None], why
     assert why in (Agreement(members).obstacle() or "")
 
 
+def position(events: Sequence[tuple[str, int]], pairs: int, done: int, ahead: bool, first_is_lost: bool) -> Position:
+    """After so many events; who is ahead had all of the broken one, and goes on to the next that needs the others."""
+    if ahead:
+        done += 1
+        while events[done][0] == "step" or (events[done][0] == "exchange" and not first_is_lost):
+            done += 1
+    count = {kind: [0] * pairs for kind in ("pass", "exchange", "step")}
+    for what, pair in events[:done]:
+        count[what][pair] += 1
+    return Position(count["step"], count["pass"], [n > 0 for n in count["pass"]], count["exchange"], done)
+
+
 def test_every_break_leaves_all_at_the_same_place() -> None:
     """Steps of several pairs, each a reduction, an exchange and an update; each worker stops somewhere in it.
 
@@ -71,17 +84,8 @@ def test_every_break_leaves_all_at_the_same_place() -> None:
         lost = set(chance.sample(range(world), chance.randint(0, world - 1)))
         members: dict[int, Position | None] = {}
         for worker in range(world):
-            done = stopped
-            # who had all of the broken event goes on to the next one that needs the others
-            if chance.random() < 0.5:
-                done += 1
-                while events[done][0] == "step" or (events[done][0] == "exchange" and 0 not in lost):
-                    done += 1
-            count = {kind: [0] * pairs for kind in ("pass", "exchange", "step")}
-            for what, pair in events[:done]:
-                count[what][pair] += 1
-            position = Position(count["step"], count["pass"], [n > 0 for n in count["pass"]], count["exchange"], done)
-            members[worker] = None if worker in lost else position
+            ahead = chance.random() < 0.5
+            members[worker] = None if worker in lost else position(events, pairs, stopped, ahead, 0 in lost)
         agreement = Agreement(members)
         assert agreement.obstacle() is None, members
         for pair in range(pairs):

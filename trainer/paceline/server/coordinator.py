@@ -45,13 +45,9 @@ class Coordinator:
         self.store = KeyValueStore(self.membership, patience, lambda *_: None, self.training_status.gathered)
         self.regrouping = Regrouping(self.membership, self.patience)
         self.places = Places() if launch.replaced else None
-        self.store.offer(
-            {
-                "broken": self._broken,
-                "takes_place": self.regrouping.takes_place,
-                "regroup": self.regrouping.regroup,
-            }
-        )
+        self.store.offer({"broken": self._broken})
+        if self.places is not None:
+            self.store.offer({"takes_place": self.regrouping.takes_place, "regroup": self.regrouping.regroup})
         self.checkpoints = RingCheckpoints(launch, self.membership, self.store, self.training_status.checkpoints)
         self.told_to_end = ToldToEnd(launch.end_limit, self.checkpoints.may_end)
         reports = Reports(

@@ -162,7 +162,8 @@ class Reducer:
             return True
         if self._given is None or self.passes + 1 < self._reached:
             return False
-        for bucket, means in zip(self._buckets, self._given, strict=True):
+        dense = [bucket for bucket in self._buckets if isinstance(bucket, ReductionBucket)]  # sparse ones keep no means
+        for bucket, means in zip(dense, self._given, strict=True):
             bucket.take(means)
         self._given = None
         return True

@@ -142,10 +142,6 @@ class SparseBucket:
     def drain(self) -> None:
         """Nothing is waited for: a ring with sparse gradients is not made anew."""
 
-    def take(self, means: torch.Tensor) -> None:
-        """Not asked for, as others keep none either."""
-        raise NotImplementedError
-
     def write(self) -> list[int]:
         """Make the mean the gradient; [0] when no worker has one."""
         parameter, mean, self._sum = self.parameters[0], self._sum.coalesce(), None
