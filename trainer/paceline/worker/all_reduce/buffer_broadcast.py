@@ -47,7 +47,7 @@ class Place:
 
 
 class Buffers:
-    """The buffers of one model."""
+    """The buffers of one model. `begin` sends them, `end` waits for them."""
 
     def __init__(self, model: torch.nn.Module, group: Any, device: torch.device) -> None:
         self._model, self._group, self._device = model, group, device
@@ -70,11 +70,16 @@ class Buffers:
         return bool(self._small or self._large)
 
     @torch.no_grad()
-    def exchange(self) -> None:
-        """Take worker 0's."""
+    def begin(self) -> None:
+        """Begin to send worker 0's."""
         self.exchanges += 1
         if self.exchanges > self._reached:
             self._begin()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Take them."""
+        if self.exchanges > self._reached:
             self._wait()
         if self.exchanges <= self._reached:
             self.take()

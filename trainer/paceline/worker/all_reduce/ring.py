@@ -147,7 +147,7 @@ class Ring:
             model, optimizer, names, self._reducer_of, group, gradients, self, self._member.waiting,
             self._recovery.joins,
         )  # fmt: skip
-        made.number = number
+        made.number, made.is_repeatable = number, self.launch.replaced
         self._pairs.append(made)
         repeats = self._recovery.joined(made, self._own_state.shared)
         if self._recovery.joins:

@@ -53,6 +53,9 @@ class RingOptimizer:
     number: int = 0  # of its last step
     reached: int = 0  # the last step that was made without this process: up to it, steps are left out
     calls_closures: bool = False
+    # if worker 0 may be lost while it sends its buffers, others take them before the update: another worker 0 can then
+    # run the model again with the same weights
+    is_repeatable: bool = False
 
     def __post_init__(self) -> None:
         self.gradient_bytes = gradient_bytes(self.parameters)
@@ -78,7 +81,10 @@ class RingOptimizer:
         if closure is not None and self._evaluates:  # it computes the gradients within the step, perhaps several times
             return (arguments[0], self._evaluated(closure), *arguments[2:]), _without(named, "closure")
         self._settle()
-        self._exchange_buffers()
+        if self.buffers:
+            self.buffers.begin()
+            if self.is_repeatable:
+                self._end_exchange()
         self.listener.before_update(self)
         if self.repeats:
             self._leave_out()
@@ -96,16 +102,16 @@ class RingOptimizer:
         """Whether the step in progress, or else the next, was made without this process."""
         return self.number < self.reached
 
-    def _exchange_buffers(self) -> None:
-        """Before the update: if worker 0 is lost meanwhile, another can run the model with the same weights again."""
-        if self.buffers:
-            self.waiting.begin_buffers()
-            self.buffers.exchange()
-            self.waiting.end()
+    def _end_exchange(self) -> None:
+        self.waiting.begin_buffers()
+        self.buffers.end()
+        self.waiting.end()
 
     def _after(self, *_: Any) -> None:
-        if self._evaluates:  # the model ran within this step
-            self._exchange_buffers()
+        if self.buffers and (self._evaluates or not self.is_repeatable):
+            if self._evaluates:  # the model ran within this step
+                self.buffers.begin()
+            self._end_exchange()
         self.unchanged.note()
         skipped = self._left_out is not None
         if self._left_out is not None:
